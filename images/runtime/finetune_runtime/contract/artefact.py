@@ -1,0 +1,71 @@
+"""Layout and manifests of what a job leaves in S3.
+
+A directory is complete only when its manifest.json exists. The manifest is written last, with If-None-Match: *, and
+readers trust nothing without it.
+"""
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from .base import Model
+
+MANIFEST = "manifest.json"
+DATASET_DIR = "dataset"
+CHECKPOINTS_DIR = "checkpoints"
+ADAPTER_DIR = "adapter"
+REPORT_DIR = "report"
+TRAIN_FILE = "train.jsonl"
+VALIDATION_FILE = "val.jsonl"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class Kind(StrEnum):
+    """What a manifest describes."""
+
+    DATASET = "Dataset"
+    CHECKPOINT = "Checkpoint"
+    ADAPTER = "Adapter"
+
+
+class FileEntry(Model):
+    """One file, relative to its manifest."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(Model):
+    """Everything needed to decide whether a directory may be used."""
+
+    kind: Kind
+    files: list[FileEntry]
+    config_hash: str
+    base_model: str
+    base_revision: str = ""
+    dataset_sha256: str = ""
+    step: int = 0
+    total_steps: int = 0
+    eval_loss: float | None = None
+    created_at: str = ""
+    details: dict[str, Any] = {}
+
+    def encode(self) -> bytes:
+        """Bytes as stored; their SHA-256 names the artefact."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+
+    def digest(self) -> str:
+        """SHA-256 of the stored bytes, hexadecimal."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Step of a directory named checkpoint-N; None for anything else (checkpoint-N-merged and the like)."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None

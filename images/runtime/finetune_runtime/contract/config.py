@@ -1,0 +1,95 @@
+"""The JSON document that a pod reads at start; the operator writes it into a ConfigMap."""
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from .base import Model
+from .spec import Checkpoints, DatasetSpec, ModelSpec, S3Storage, Training, Tuning
+
+CONFIG_DIR = "/etc/finetune"
+CONFIG_PATH = f"{CONFIG_DIR}/config.json"
+STATUS_CA_PATH = f"{CONFIG_DIR}/status-ca.crt"
+STATUS_TOKEN_PATH = "/var/run/finetune/token"  # noqa: S105  a path, not a secret
+STATUS_AUDIENCE = "finetune-operator"
+SCRATCH_DIR = "/scratch"
+SOURCES_DIR = "/sources"
+TERMINATION_LOG = "/dev/termination-log"
+USER_ID = 10001  # one UID for training and serving: safetensors writes files that only their owner can read
+SERVING_PORT = 8000
+
+
+def mounted_source(uri: str) -> tuple[str, str, str] | None:
+    """(kind, object name, path in the pod) of a pvc:// or configmap:// source; None for sources read over the network."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("pvc", "configmap"):
+        return None
+    return parts.scheme, parts.netloc, str(PurePosixPath(SOURCES_DIR, parts.scheme, parts.netloc, parts.path.lstrip("/")))
+
+
+class JobRef(Model):
+    """Identity of the FineTuneJob that a pod works for."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class Reporting(Model):
+    """Where the supervisor sends progress. Losing reports never changes an outcome."""
+
+    url: str = ""
+    interval_seconds: float = 5.0
+
+
+class JobConfig(Model):
+    """Input of the prepare and train steps."""
+
+    job: JobRef
+    model: ModelSpec
+    dataset: DatasetSpec
+    tuning: Tuning
+    training: Training
+    checkpoints: Checkpoints
+    storage: S3Storage
+    reporting: Reporting = Reporting()
+    allow_cpu: bool = Field(default=False, description="Development clusters: train on the CPU when no GPU is visible.")
+    cpu_threads: int = Field(default=1, ge=1, description="Whole cores of the training pod.")
+
+    @property
+    def prefix(self) -> str:
+        """s3:// URI below which the job keeps everything, without a trailing slash."""
+        return f"{self.storage.uri.rstrip('/')}/{self.job.namespace}/{self.job.name}/{self.job.uid}"
+
+    def config_hash(self) -> str:
+        """Hash of all that decides the result of the training. A checkpoint is resumed only under the same hash."""
+        content = {key: getattr(self, key).dump() for key in ("model", "dataset", "tuning", "training")}
+        # Neither how often a run logs nor which Secret unlocks the model changes what is learned.
+        content["training"].pop("loggingSteps", None)
+        content["model"].pop("secretRef", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class AdapterRef(Model):
+    """A committed adapter. The digest is that of its manifest, which lists the digests of all files."""
+
+    uri: str = Field(pattern=r"^s3://.+$", max_length=1024, description="s3:// directory that holds the adapter's manifest.json.")
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, in hexadecimal.")
+
+
+class ServeConfig(Model):
+    """Input of the fetch, serve and ready steps of a serving pod."""
+
+    model: ModelSpec
+    storage: S3Storage
+    adapter: AdapterRef
+    engine: Literal["vLLM", "Swift"]
+    quantization: Literal["AsTrained", "None"]
+    served_name: str
+    max_length: int
+    allow_cpu: bool = False
+    cpu_threads: int = 1

@@ -1,0 +1,125 @@
+"""The JSON document that a pod leaves as its termination message, its exit codes, and its progress reports."""
+
+from enum import IntEnum, StrEnum
+
+from pydantic import Field
+
+from .base import Model
+from .config import AdapterRef
+
+MAX_MESSAGE_BYTES = 4096  # the kubelet cuts termination messages there
+
+
+class Exit(IntEnum):
+    """Exit codes of a step; anything else is a crash."""
+
+    DONE = 0
+    CRASH = 1
+    INTERRUPTED = 10
+    INVALID_CONFIG = 20
+    DATA_INVALID = 21
+    MODEL_INVALID = 22
+    OUT_OF_MEMORY = 30
+    STORAGE_UNAVAILABLE = 40
+
+
+class Reason(StrEnum):
+    """Why a step ended. CamelCase: the operator copies it into conditions."""
+
+    COMPLETED = "Completed"
+    INTERRUPTED = "Interrupted"
+    INVALID_CONFIG = "InvalidConfig"
+    GPU_NOT_VISIBLE = "GPUNotVisible"
+    DATA_INVALID = "DataInvalid"
+    DATASET_EMPTY = "DatasetEmpty"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    MODEL_INVALID = "ModelInvalid"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    OUT_OF_MEMORY = "OutOfMemory"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    BUCKET_NOT_FOUND = "BucketNotFound"
+    ACCESS_DENIED = "AccessDenied"
+    CHECKPOINT_MISMATCH = "CheckpointMismatch"
+    TRAINING_CRASHED = "TrainingCrashed"
+    INTERNAL_ERROR = "InternalError"
+
+
+class StepError(Exception):
+    """A step cannot go on. The message tells the user the cause and the cure."""
+
+    def __init__(self, code: Exit, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message = code, reason, message
+
+
+class DataSummary(Model):
+    """What prepare found."""
+
+    train_rows: int
+    validation_rows: int
+    invalid_rows: int = 0
+    tokens: int = Field(default=0, description="Tokens of all training rows.")
+    longest: int = Field(default=0, description="Longest training row in tokens.")
+    sha256: str = ""
+    warnings: list[str] = []
+
+
+class TrainSummary(Model):
+    """How far training came."""
+
+    step: int = 0
+    total_steps: int = 0
+    resumed_from: int = 0
+    committed_step: int = Field(default=0, description="Step of the newest checkpoint committed to storage.")
+    loss: float | None = None
+    eval_loss: float | None = None
+    micro_batch: int = 0
+    adapter: AdapterRef | None = None
+
+
+class StepResult(Model):
+    """Outcome of a step."""
+
+    step: str
+    reason: Reason
+    message: str = ""
+    data: DataSummary | None = None
+    train: TrainSummary | None = None
+
+    def encode(self) -> str:
+        """JSON of at most MAX_MESSAGE_BYTES bytes: the message, then warnings, are shortened to fit."""
+        result = self
+        if result.data and len(result.data.warnings) > 5:
+            result = result.model_copy(update={"data": result.data.model_copy(update={"warnings": result.data.warnings[:5]})})
+        text = result.model_dump_json(by_alias=True, exclude_none=True)
+        if (excess := len(text.encode()) - MAX_MESSAGE_BYTES) > 0:
+            # JSON escapes can make a character up to 6 bytes long, so cut by a margin instead of counting escapes.
+            keep = max(0, len(result.message) - excess - 64)
+            short = result.model_copy(update={"message": result.message[:keep] + " [...]"})
+            text = short.model_dump_json(by_alias=True, exclude_none=True)
+            if len(text.encode()) > MAX_MESSAGE_BYTES:
+                bare = StepResult(step=self.step, reason=self.reason, message=self.message[:500], train=self.train)
+                text = bare.model_dump_json(by_alias=True, exclude_none=True)
+        return text
+
+
+class Metric(Model):
+    """One named value; values are strings as in the Kubeflow TrainJob status protocol."""
+
+    name: str = Field(max_length=64)
+    value: str = Field(max_length=64)
+
+
+class TrainerStatus(Model):
+    """Body of a progress report, in the shape of the Kubeflow TrainJob status protocol (KEP-2779)."""
+
+    progress_percentage: int | None = Field(default=None, ge=0, le=100)
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0)
+    metrics: list[Metric] = Field(default=[], max_length=256)
+    last_updated_time: str
+
+
+class ProgressReport(Model):
+    """Envelope of a progress report."""
+
+    trainer_status: TrainerStatus

@@ -1,0 +1,73 @@
+"""Carries out plans: the only place that changes objects other than by their status."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+
+from . import names
+from .kube import AlreadyExistsError, Cluster, ref_of
+from .observe import owner_uid
+from .plan.types import Body, Plan, Ref
+
+# An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
+TRUST = 300.0
+
+
+class Applier:
+    """Carries out plans in one cluster."""
+
+    def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster, self._clock = cluster, clock
+        self._applied: dict[tuple[str, Ref], tuple[str, float]] = {}
+
+    def forget(self, namespace: str, ref: Ref) -> None:
+        """An object was deleted or edited by somebody: apply it again next time."""
+        self._applied.pop((namespace, ref), None)
+
+    async def execute(self, plan: Plan, namespace: str, uid: str) -> list[str]:
+        """Apply, patch, create, propose, delete, in this order. Returns children whose names belong to somebody else.
+
+        `uid` is that of the owner. Objects are looked at before the first write, so that nothing of anyone else is touched.
+        """
+        conflicts: list[str] = []
+        for body in plan.apply:
+            await self._apply(body, namespace, uid, conflicts)
+        for ref, change in plan.patch:
+            await self._cluster.patch(ref, namespace, change)
+        if conflicts:
+            return conflicts
+        for body in plan.create:
+            try:
+                await self._cluster.create(body)
+            except AlreadyExistsError:
+                await self._check_owner(body, namespace, uid, conflicts)
+        for body in plan.propose:
+            await self._cluster.apply(body, names.CANDIDATE_MANAGER)
+        for ref in plan.delete:
+            await self._cluster.delete(ref, namespace)
+        return conflicts
+
+    async def _apply(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> None:
+        ref = ref_of(body)
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        known, since = self._applied.get((namespace, ref), ("", 0.0))
+        if known == digest and self._clock() - since < TRUST:
+            return
+        if await self._check_owner(body, namespace, uid, conflicts):
+            await self._cluster.apply(body, names.FIELD_MANAGER)
+            self._applied[namespace, ref] = (digest, self._clock())
+
+    async def _check_owner(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> bool:
+        """Whether an object is ours or missing; else it is noted as a conflict.
+
+        An object without any controller counts as ours only where we would make one without: a named endpoint.
+        """
+        found = await self._cluster.get(ref_of(body), namespace)
+        if found is None:
+            return True
+        expected = uid if body["metadata"].get("ownerReferences") else ""
+        if owner_uid(found) == expected:
+            return True
+        conflicts.append(f"{body['kind']} {body['metadata']['name']}")
+        return False

@@ -1,0 +1,69 @@
+"""ConfigMaps that carry a pod's configuration."""
+
+import json
+import math
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.meta import Owner
+from finetune_operator.api.modelendpoint import ModelEndpointSpec
+from finetune_operator.settings import Settings
+from finetune_runtime.contract.base import parse_quantity
+from finetune_runtime.contract.config import AdapterRef, JobConfig, JobRef, Reporting, ServeConfig
+
+from .meta import metadata
+
+
+def threads(cpu: str) -> int:
+    """Whole cores in a CPU quantity, at least one."""
+    return max(1, math.floor(parse_quantity(cpu)))
+
+
+def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobConfig:
+    """What the prepare and train pods of a job need to know."""
+    url = f"{settings.status_url}/v1alpha1/namespaces/{owner.namespace}/finetunejobs/{owner.name}/status" if settings.status_url else ""
+    return JobConfig(
+        job=JobRef(namespace=owner.namespace, name=owner.name, uid=owner.uid),
+        model=spec.model,
+        dataset=spec.dataset,
+        tuning=spec.tuning,
+        training=spec.training,
+        checkpoints=spec.checkpoints,
+        storage=spec.storage.s3,
+        reporting=Reporting(url=url),
+        allow_cpu=settings.allow_cpu,
+        cpu_threads=threads(spec.resources.cpu),
+    )
+
+
+def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings) -> ServeConfig:
+    """What a serving pod needs to know; `name` is the endpoint's."""
+    return ServeConfig(
+        model=spec.model,
+        storage=spec.storage.s3,
+        adapter=adapter,
+        engine=spec.engine,
+        quantization=spec.quantization,
+        served_name=spec.served_name or name,
+        max_length=spec.max_length,
+        allow_cpu=settings.allow_cpu,
+        cpu_threads=threads(spec.resources.cpu),
+    )
+
+
+def config_map(owner: Owner, name: str, labels: dict[str, str], config: JobConfig | ServeConfig, ca: str = "") -> dict[str, Any]:
+    """ConfigMap with config.json and, for pods that report, the CA of the status server.
+
+    The CA is a key of its own because it changes when the operator restarts; the kubelet carries the new one into
+    running pods within a minute or so.
+    """
+    data = {"config.json": json.dumps(config.dump(), indent=1, sort_keys=True)}
+    if ca:
+        data["status-ca.crt"] = ca
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(owner, name, labels), "data": data}
+
+
+def job_labels(owner: Owner) -> dict[str, str]:
+    """Labels of everything that belongs to a FineTuneJob."""
+    return names.labels(owner.name, "job", **{names.LABEL_JOB: owner.name})

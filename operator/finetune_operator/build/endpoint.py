@@ -1,0 +1,46 @@
+"""The ModelEndpoint that a FineTuneJob asks for."""
+
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api import API_VERSION
+from finetune_operator.api.finetunejob import ArtifactStatus, FineTuneJobSpec, Inference
+from finetune_operator.api.meta import Owner
+from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec
+
+from .meta import metadata
+
+
+def candidate(owner: Owner, artifact: ArtifactStatus) -> dict[str, Any]:
+    """The version that a job proposes."""
+    return Candidate(job=owner.name, job_uid=owner.uid, adapter=artifact.adapter).dump()
+
+
+def endpoint_name(owner: Owner, inference: Inference) -> str:
+    """Name of the endpoint that a job deploys to."""
+    return inference.endpoint or owner.name
+
+
+def endpoint(owner: Owner, spec: FineTuneJobSpec, inference: Inference, artifact: ArtifactStatus) -> dict[str, Any]:
+    """A whole endpoint. One with a name of its own outlives the job, so it has no owner."""
+    name = endpoint_name(owner, inference)
+    meta = metadata(owner, name, names.labels(name, "endpoint", **{names.LABEL_ENDPOINT: name}))
+    if inference.endpoint:
+        del meta["ownerReferences"]
+    body = ModelEndpointSpec(
+        model=spec.model,
+        storage=spec.storage,
+        engine=inference.engine,
+        quantization=inference.quantization,
+        replicas=inference.replicas,
+        max_length=inference.max_length or spec.training.max_length,
+        served_name=inference.served_name,
+        resources=inference.resources,
+    ).dump()
+    body["candidate"] = candidate(owner, artifact)
+    return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": meta, "spec": body}
+
+
+def proposal(namespace: str, name: str, version: dict[str, Any]) -> dict[str, Any]:
+    """Only the candidate, for an endpoint that exists already."""
+    return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": {"name": name, "namespace": namespace}, "spec": {"candidate": version}}

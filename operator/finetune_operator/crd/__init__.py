@@ -1,0 +1,1 @@
+"""CustomResourceDefinitions, derived from the types in `finetune_operator.api`."""

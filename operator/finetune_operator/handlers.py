@@ -1,0 +1,189 @@
+"""Wiring of kopf: every event only puts the owner's key on the work queue; caches hold small views.
+
+No change handlers, timers, daemons, patches or finalizers: a custom resource can always be deleted, also when the
+operator is down.
+"""
+
+import asyncio
+import logging
+from dataclasses import fields
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import kopf
+
+from . import names
+from .api import GROUP, VERSION
+from .kube import Cluster
+from .observe import deployment_view, job_view, pod_view
+from .plan.types import Ref
+from .progress import ProgressStore
+from .queue import WorkQueue
+from .reconcile import Caches, Key, Reconciler
+from .settings import Settings
+from .status_server import StatusServer, health_app, serve
+from .tls import make_identity
+
+log = logging.getLogger(__name__)
+registry = kopf.OperatorRegistry()
+OURS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+_OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"))
+
+
+class Runtime:
+    """Everything that lives as long as the process; kopf hands it to the handlers as `memo`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.progress = ProgressStore()
+        self.pods: Any = None
+        self.reconciler: Reconciler | None = None
+        self.queue: WorkQueue[Key] = WorkQueue(self._work, settings.workers)
+        self.ready = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runners: list[Any] = []
+
+    async def _work(self, key: Key) -> float | None:
+        self.ready = True  # handlers run only once all caches are filled
+        return await self.reconciler.reconcile(key) if self.reconciler else 1.0
+
+    def _is_worker(self, namespace: str, job: str, pod: str, uid: str) -> bool:
+        return any(view.name == pod and view.uid == uid for view in self.pods.get((namespace, job), ()))
+
+    def _reported(self, key: tuple[str, str]) -> None:
+        self.queue.add_after(Key("FineTuneJob", *key), self.settings.progress_seconds)
+
+    async def start(self, caches: Caches) -> None:
+        """Connect, serve, and begin to work."""
+        cluster = await Cluster.connect()
+        self.pods = caches.pods
+        host = urlsplit(self.settings.status_url).hostname
+        identity = make_identity(host) if host else None
+        self.reconciler = Reconciler(cluster, self.settings, caches, self.progress, identity.certificate if identity else "")
+        self._runners.append(await serve(health_app(lambda: self.ready), self.settings.metrics_port))
+        if identity:
+            server = StatusServer(cluster, self.settings.audience, self.progress, self._is_worker, self._reported)
+            self._runners.append(await serve(server.app(), self.settings.status_port, identity.context))
+        self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
+        self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))
+
+    async def _settle(self) -> None:
+        # In an empty cluster no event ever comes: the first lists are through long before this.
+        await asyncio.sleep(5)
+        self.ready = True
+
+    async def stop(self) -> None:
+        """End in reverse order."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners:
+            await runner.cleanup()
+
+
+@kopf.on.startup(registry=registry)
+async def startup(settings: kopf.OperatorSettings, memo: Any, **caches: Any) -> None:
+    """Set kopf up and start our own machinery. `caches` has kopf's indices by their ids."""
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.networking.request_timeout = 60
+    settings.watching.server_timeout = 600
+    for resource in _OWNED:
+        settings.watching.label_selectors[resource] = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
+    await cast("Runtime", memo.runtime).start(Caches(**{field.name: caches[field.name] for field in fields(Caches)}))
+
+
+@kopf.on.cleanup(registry=registry)
+async def cleanup(memo: Any, **_: Any) -> None:
+    """Stop our own machinery."""
+    await cast("Runtime", memo.runtime).stop()
+
+
+def _snapshot(body: Any) -> dict[str, Any]:
+    meta = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+    return {"metadata": meta, "spec": dict(body.get("spec") or {}), "status": dict(body.get("status") or {})}
+
+
+@kopf.index(GROUP, VERSION, "finetunejobs", id="finetunejobs", registry=registry)
+def index_finetunejob(namespace: Any, name: str, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """FineTuneJobs by themselves."""
+    return {(namespace, name): _snapshot(body)}
+
+
+@kopf.index(GROUP, VERSION, "modelendpoints", id="modelendpoints", registry=registry)
+def index_modelendpoint(namespace: Any, name: str, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """ModelEndpoints by themselves."""
+    return {(namespace, name): _snapshot(body)}
+
+
+@kopf.index("batch", "v1", "jobs", id="jobs", labels={names.LABEL_JOB: kopf.PRESENT}, registry=registry)
+def index_job(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """Kubernetes Jobs by FineTuneJob."""
+    return {(namespace, labels[names.LABEL_JOB]): job_view(body)}
+
+
+@kopf.index("v1", "pods", id="pods", labels=OURS, registry=registry)
+def index_pod(namespace: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """Pods by FineTuneJob or ModelEndpoint."""
+    view = pod_view(body)
+    return {(namespace, view.owner_name): view}
+
+
+@kopf.index("apps", "v1", "deployments", id="deployments", labels={names.LABEL_ENDPOINT: kopf.PRESENT}, registry=registry)
+def index_deployment(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """Deployments by ModelEndpoint."""
+    return {(namespace, labels[names.LABEL_ENDPOINT]): deployment_view(body)}
+
+
+def _enqueue(memo: Any, kind: str, namespace: str, name: str) -> None:
+    cast("Runtime", memo.runtime).queue.add(Key(kind, namespace, name))
+
+
+@kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
+def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
+    """A FineTuneJob changed."""
+    _enqueue(memo, "FineTuneJob", namespace, name)
+
+
+@kopf.on.event(GROUP, VERSION, "modelendpoints", registry=registry)
+def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, meta: Any, **_: Any) -> None:
+    """A ModelEndpoint changed: the job that proposed its candidate waits for it, or the one that owns it."""
+    _enqueue(memo, "ModelEndpoint", namespace, name)
+    waiting = {(spec.get("candidate") or {}).get("job"), *(o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob")}
+    for job in waiting - {None, ""}:
+        _enqueue(memo, "FineTuneJob", namespace, job)
+
+
+def _child_event(memo: Any, namespace: Any, name: str, kind: str, labels: Any, event_type: str | None) -> None:
+    api = {"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1")
+    runtime = cast("Runtime", memo.runtime)
+    if event_type == "DELETED" and runtime.reconciler:
+        runtime.reconciler.applier.forget(namespace, Ref(api, kind, name))
+    if job := labels.get(names.LABEL_JOB):
+        _enqueue(memo, "FineTuneJob", namespace, job)
+    if endpoint := labels.get(names.LABEL_ENDPOINT):
+        _enqueue(memo, "ModelEndpoint", namespace, endpoint)
+
+
+@kopf.on.event("batch", "v1", "jobs", labels=OURS, registry=registry)
+def job_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+    """A Kubernetes Job of ours changed."""
+    _child_event(memo, namespace, name, "Job", labels, type)
+
+
+@kopf.on.event("v1", "pods", labels=OURS, registry=registry)
+def pod_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+    """A pod of ours changed."""
+    _child_event(memo, namespace, name, "Pod", labels, type)
+
+
+@kopf.on.event("apps", "v1", "deployments", labels=OURS, registry=registry)
+def deployment_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+    """A Deployment of ours changed."""
+    _child_event(memo, namespace, name, "Deployment", labels, type)
+
+
+@kopf.on.event("v1", "services", labels=OURS, registry=registry)
+def service_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+    """A Service of ours changed."""
+    _child_event(memo, namespace, name, "Service", labels, type)

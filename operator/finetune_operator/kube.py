@@ -1,0 +1,122 @@
+"""The Kubernetes API as this operator uses it. The only module that knows the client library."""
+
+import json
+from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio import client, config
+from kubernetes.aio.dynamic import DynamicClient
+from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+
+from .plan.types import Body, Ref
+
+TIMEOUT = 30  # seconds for one request
+
+
+class ApiError(Exception):
+    """A request failed; trying again may help."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the API server answered {status}: {message}")
+        self.status = status
+
+
+class AlreadyExistsError(ApiError):
+    """An object of that name exists."""
+
+
+class GoneError(ApiError):
+    """The object that was meant does not exist any more, or is another one of the same name."""
+
+
+def _reason(error: DynamicApiError) -> str:
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+async def login() -> client.ApiClient:
+    """API client with the pod's service account, or with the kubeconfig of the environment."""
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        await config.load_kube_config()
+    return client.ApiClient()
+
+
+class Cluster:
+    """Few verbs on plain dicts. Raises ApiError and its kinds; never the client library's errors."""
+
+    def __init__(self, dynamic: DynamicClient) -> None:
+        self._dynamic = dynamic
+
+    @classmethod
+    async def connect(cls) -> "Cluster":
+        """Cluster of this process."""
+        return cls(await DynamicClient(await login()))
+
+    async def _call(self, verb: str, ref: Ref, namespace: str | None, *, subresource: str = "", **kwargs: Any) -> Body:
+        try:
+            resource = await self._dynamic.resources.get(api_version=ref.api_version, kind=ref.kind)
+            target = resource.subresources[subresource] if subresource else resource
+            answer = await getattr(self._dynamic, verb)(target, namespace=namespace, _request_timeout=TIMEOUT, **kwargs)
+        except NotFoundError as error:
+            raise GoneError(404, _reason(error)) from error
+        except ConflictError as error:
+            kind = AlreadyExistsError if "already exists" in _reason(error) else GoneError if "UID" in _reason(error) else ApiError
+            raise kind(409, _reason(error)) from error
+        except DynamicApiError as error:
+            raise ApiError(error.status or 0, _reason(error)) from error
+        except (ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, f"{type(error).__name__} {error}") from error
+        result: Body = answer.to_dict()
+        return result
+
+    async def get(self, ref: Ref, namespace: str) -> Body | None:
+        """An object; None when there is none."""
+        try:
+            return await self._call("get", ref, namespace, name=ref.name)
+        except GoneError:
+            return None
+
+    async def create(self, body: Body) -> Body:
+        """Create. Raises AlreadyExistsError."""
+        return await self._call("create", ref_of(body), body["metadata"].get("namespace"), body=body)
+
+    async def apply(self, body: Body, manager: str) -> Body:
+        """Server-side apply; the fields in `body` become ours."""
+        return await self._call("server_side_apply", ref_of(body), body["metadata"]["namespace"], body=body, field_manager=manager, force_conflicts=True)
+
+    async def apply_status(self, ref: Ref, namespace: str, uid: str, status: Body, manager: str) -> Body:
+        """Server-side apply of a whole status. Raises GoneError when the object is not the one of that UID any more."""
+        body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name, "namespace": namespace, "uid": uid}, "status": status}
+        return await self._call(
+            "server_side_apply", ref, namespace, subresource="status", body=body, name=ref.name, field_manager=manager, force_conflicts=True
+        )
+
+    async def patch(self, ref: Ref, namespace: str, body: Body) -> None:
+        """JSON merge patch. An object that is gone is left alone."""
+        try:
+            await self._call("patch", ref, namespace, name=ref.name, body=body, content_type="application/merge-patch+json")
+        except GoneError:
+            return
+
+    async def delete(self, ref: Ref, namespace: str) -> None:
+        """Delete with everything it owns. An object that is gone is fine."""
+        try:
+            await self._call("delete", ref, namespace, name=ref.name, body={"propagationPolicy": "Background"})
+        except GoneError:
+            return
+
+    async def review_token(self, token: str, audience: str) -> Body:
+        """Status of a TokenReview: authenticated, user (username, uid, groups, extra)."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": [audience]}}
+        answer = await self._call("create", ref_of(body), None, body=body)
+        status: Body = answer.get("status") or {}
+        return status
+
+
+def ref_of(body: Body) -> Ref:
+    """Reference to an object."""
+    return Ref(body["apiVersion"], body["kind"], (body.get("metadata") or {}).get("name", ""))

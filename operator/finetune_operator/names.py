@@ -1,0 +1,61 @@
+"""Labels, field managers and the names of children: each string stands here once."""
+
+import hashlib
+from enum import StrEnum
+
+from .api import GROUP
+
+FIELD_MANAGER = "finetune-operator"
+# A job proposes a candidate to an endpoint that someone else may own: a manager of its own, or the next apply of
+# fewer fields would take the others away.
+CANDIDATE_MANAGER = "finetune-operator-candidate"
+
+LABEL_JOB = f"{GROUP}/job"
+LABEL_ENDPOINT = f"{GROUP}/endpoint"
+LABEL_STEP = f"{GROUP}/step"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_VERSION = f"{GROUP}/version"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+ANNOTATION_JOB_NAME = "batch.kubernetes.io/job-name"
+
+CONTAINER = "main"  # the container whose termination message counts
+FETCH_CONTAINER = "fetch"
+
+
+class Step(StrEnum):
+    """Steps of a FineTuneJob that run as Kubernetes Jobs, in their order."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+
+
+_SHORT = {Step.PREPARE: "prep", Step.TRAIN: "train"}
+
+
+def step_job(job: str, step: Step, attempt: int) -> str:
+    """Name of the Kubernetes Job of one attempt: at most 52 + 11 characters, the limit for names of Jobs."""
+    return f"{job}-{_SHORT[step]}-{attempt}"
+
+
+def config_map(job: str) -> str:
+    """Name of the ConfigMap that holds a job's configuration."""
+    return f"{job}-config"
+
+
+def endpoint_version(endpoint: str, content: str) -> str:
+    """Name of the Deployment of one version: equal content gives an equal name, so applying twice is harmless."""
+    return f"{endpoint}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def labels(name: str, component: str, **extra: str) -> dict[str, str]:
+    """Recommended labels of a child."""
+    return {
+        LABEL_NAME: FIELD_MANAGER,
+        LABEL_INSTANCE: name,
+        LABEL_COMPONENT: component,
+        LABEL_MANAGED_BY: FIELD_MANAGER,
+        **extra,
+    }

@@ -1,0 +1,152 @@
+"""Small frozen views of Kubernetes objects: what decisions need, and nothing else is kept in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import names
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A Kubernetes Job of one attempt."""
+
+    name: str
+    owner_uid: str
+    step: str
+    attempt: int
+    suspended: bool
+    complete: bool
+    failed: bool
+    failure: str  # message of the Failed condition
+    finished_at: str
+    deleting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a container ended."""
+
+    container: str
+    exit_code: int
+    reason: str
+    message: str
+    finished_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """A pod of a step or of a serving version."""
+
+    name: str
+    uid: str
+    parent: str  # Kubernetes Job, or version of an endpoint
+    owner_name: str  # FineTuneJob or ModelEndpoint
+    phase: str
+    node: str
+    created_at: str
+    deleting: bool
+    running: bool
+    ready: bool
+    waiting_reason: str
+    waiting_message: str
+    unschedulable: str
+    restarts: int
+    ended: Ended | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """Deployment of one version of an endpoint."""
+
+    name: str
+    owner_uid: str
+    replicas: int
+    ready: int
+    current: bool  # its controller has seen the newest spec
+    deleting: bool
+
+
+def _conditions(raw: Raw) -> dict[str, Raw]:
+    return {c["type"]: c for c in (raw.get("status") or {}).get("conditions") or []}
+
+
+def owner_uid(raw: Raw) -> str:
+    """UID of the controller of an object; empty when it has none."""
+    owners = raw["metadata"].get("ownerReferences") or []
+    return next((str(o["uid"]) for o in owners if o.get("controller")), "")
+
+
+def job_view(raw: Raw) -> JobView:
+    """View of a batch/v1 Job that carries our labels."""
+    meta, conditions = raw["metadata"], _conditions(raw)
+    labels = meta.get("labels") or {}
+    failed = conditions.get("Failed", {})
+    complete = conditions.get("Complete", {})
+    last = failed if failed.get("status") == "True" else complete
+    return JobView(
+        name=meta["name"],
+        owner_uid=owner_uid(raw),
+        step=labels.get(names.LABEL_STEP, ""),
+        attempt=int(labels.get(names.LABEL_ATTEMPT, 0)),
+        suspended=bool(raw["spec"].get("suspend")),
+        complete=complete.get("status") == "True",
+        failed=failed.get("status") == "True",
+        failure=failed.get("message", ""),
+        finished_at=last.get("lastTransitionTime", ""),
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def _ended(statuses: list[Raw]) -> Ended | None:
+    """The container that decided: a failed one first, else the main one."""
+    found = []
+    for status in statuses:
+        # A crash-looping container is waiting now; how it ended is in its last state.
+        state = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated")
+        if state:
+            found.append(Ended(status["name"], state.get("exitCode", 0), state.get("reason") or "", state.get("message") or "", state.get("finishedAt") or ""))
+    failed = [e for e in found if e.exit_code != 0]
+    return next(iter(failed), None) or next((e for e in found if e.container == names.CONTAINER), None)
+
+
+def pod_view(raw: Raw) -> PodView:
+    """View of a pod that carries our labels."""
+    meta, status = raw["metadata"], raw.get("status") or {}
+    labels = meta.get("labels") or {}
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    waiting = [w for s in statuses if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating")]
+    conditions = _conditions(raw)
+    scheduled = conditions.get("PodScheduled", {})
+    return PodView(
+        name=meta["name"],
+        uid=meta["uid"],
+        parent=labels.get(names.LABEL_VERSION) or labels.get(names.ANNOTATION_JOB_NAME, ""),
+        owner_name=labels.get(names.LABEL_JOB) or labels.get(names.LABEL_ENDPOINT, ""),
+        phase=status.get("phase", "Pending"),
+        node=raw["spec"].get("nodeName", ""),
+        created_at=meta.get("creationTimestamp", ""),
+        deleting="deletionTimestamp" in meta,
+        running=any((s.get("state") or {}).get("running") for s in status.get("containerStatuses") or []),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        waiting_reason=waiting[0].get("reason", "") if waiting else "",
+        waiting_message=waiting[0].get("message", "") if waiting else "",
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        restarts=sum(s.get("restartCount", 0) for s in statuses),
+        ended=_ended(statuses),
+    )
+
+
+def deployment_view(raw: Raw) -> DeploymentView:
+    """View of an apps/v1 Deployment that carries our labels."""
+    meta, status = raw["metadata"], raw.get("status") or {}
+    return DeploymentView(
+        name=meta["name"],
+        owner_uid=owner_uid(raw),
+        replicas=raw["spec"].get("replicas", 1),
+        ready=status.get("readyReplicas", 0),
+        current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
+        deleting="deletionTimestamp" in meta,
+    )

@@ -1,0 +1,94 @@
+"""What a pod's state means: the cause in one word and a sentence with the cure."""
+
+import re
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from finetune_operator.observe import Ended, PodView
+from finetune_operator.reasons import Reason
+from finetune_runtime.contract.result import Exit, StepResult
+from finetune_runtime.contract.result import Reason as StepReason
+
+_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_TERMINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID, Exit.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why something is not getting on."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed, and whether another try can help."""
+
+    reason: str
+    message: str
+    exit_code: int | None
+    terminal: bool  # no retry can help
+    counts: bool  # against retries.limit
+
+
+def waiting(pod: PodView) -> Fault | None:
+    """Why a pod does not start; None when it is on its way."""
+    if pod.waiting_reason in _PULL:
+        return Fault(
+            Reason.IMAGE_PULL_FAILED,
+            f"the image cannot be pulled: {pod.waiting_message or pod.waiting_reason}. "
+            "Check the image names and imagePullSecrets in the operator's chart values; it is tried again by itself",
+        )
+    if pod.waiting_reason == "CreateContainerConfigError":
+        missing = re.search(r'secret "([^"]+)" not found', pod.waiting_message)
+        if missing:
+            return Fault(Reason.SECRET_NOT_FOUND, f'Secret "{missing[1]}" does not exist in this namespace: create it, and the job goes on by itself')
+        key = re.search(r"couldn't find key (\S+) in Secret (\S+)", pod.waiting_message)
+        if key:
+            return Fault(Reason.SECRET_NOT_FOUND, f"Secret {key[2]} has no key {key[1]}: add it, and the job goes on by itself")
+        return Fault(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be set up: {pod.waiting_message}")
+    if pod.waiting_reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
+        return Fault(Reason.CRASH_LOOP, f"the container does not stay up: {_words(pod.ended) if pod.ended else pod.waiting_message}")
+    if pod.unschedulable:
+        claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable)
+        if claim:
+            return Fault(
+                Reason.VOLUME_NOT_FOUND, f'PersistentVolumeClaim "{claim[1]}" does not exist in this namespace: create it, and the job goes on by itself'
+            )
+        return Fault(Reason.UNSCHEDULABLE, f"no node takes the pod: {pod.unschedulable}")
+    return None
+
+
+def result(ended: Ended | None) -> StepResult | None:
+    """The document that a pod left behind; None when it left none (killed, crashed before it could)."""
+    if ended is None:
+        return None
+    try:
+        return StepResult.model_validate_json(ended.message)
+    except ValidationError:
+        return None
+
+
+def _words(ended: Ended) -> str:
+    found = result(ended)
+    if found:
+        return found.message
+    tail = ended.message.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
+    return f"{ended.reason or 'Error'} (exit code {ended.exit_code}): {tail[0][:500]}"
+
+
+def failure(ended: Ended | None, job_message: str) -> Failure:
+    """Classify an attempt that failed, by the exit codes of the contract."""
+    if ended is None:
+        return Failure(Reason.POD_FAILED, job_message or "the pod is gone and left no result", None, terminal=False, counts=True)
+    found, code = result(ended), ended.exit_code
+    if found is None:
+        if ended.reason == "OOMKilled":
+            message = "the container used more memory than its limit and was killed: raise spec.resources.memory"
+            return Failure(Reason.HOST_OUT_OF_MEMORY, message, code, terminal=False, counts=True)
+        return Failure(Reason.POD_FAILED, _words(ended), code, terminal=False, counts=True)
+    counts = code not in (Exit.STORAGE_UNAVAILABLE, Exit.INTERRUPTED)
+    reason = found.reason if found.reason != StepReason.COMPLETED else Reason.POD_FAILED
+    return Failure(reason, found.message, code, terminal=code in _TERMINAL, counts=counts)

@@ -1,0 +1,70 @@
+"""What decisions take and give."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_operator.api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Progress
+from finetune_operator.api.meta import Owner
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
+from finetune_operator.observe import DeploymentView, JobView, PodView
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointView:
+    """What a FineTuneJob sees of the endpoint that it deploys to."""
+
+    owner_uid: str
+    spec: ModelEndpointSpec
+    status: ModelEndpointStatus
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A FineTuneJob and what belongs to it."""
+
+    owner: Owner
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus
+    created_at: str = ""
+    jobs: tuple[JobView, ...] = ()
+    pods: tuple[PodView, ...] = ()
+    endpoint: EndpointView | None = None
+    progress: Progress | None = None
+    conflicts: tuple[str, ...] = ()  # children whose names are taken by somebody else's objects
+    ca: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """A ModelEndpoint and what belongs to it."""
+
+    owner: Owner
+    spec: ModelEndpointSpec
+    status: ModelEndpointStatus
+    deployments: tuple[DeploymentView, ...] = ()
+    pods: tuple[PodView, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An object to act on."""
+
+    api_version: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now. Applying a plan twice equals applying it once."""
+
+    create: tuple[Body, ...] = ()  # made when missing, never changed afterwards
+    apply: tuple[Body, ...] = ()  # server-side apply, ours alone
+    propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own
+    patch: tuple[tuple[Ref, Body], ...] = ()
+    delete: tuple[Ref, ...] = ()
+    status: Body = field(default_factory=dict)
+    requeue_after: float | None = None

@@ -1,0 +1,187 @@
+"""One round for one object: observe, decide, act, report."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from . import clock, events, metrics
+from .api import API_VERSION
+from .api.finetunejob import FineTuneJob
+from .api.meta import Condition, ConditionType, Owner
+from .api.modelendpoint import ModelEndpoint
+from .apply import Applier
+from .build.endpoint import endpoint_name
+from .kube import ApiError, Cluster, GoneError
+from .names import FIELD_MANAGER
+from .observe import DeploymentView, JobView, PodView, owner_uid
+from .plan import endpoint as endpoint_plan
+from .plan import job as job_plan
+from .plan.status import Conditions, is_final
+from .plan.types import EndpointState, EndpointView, JobState, Plan, Ref
+from .progress import ProgressStore
+from .reasons import Reason
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+RESYNC = 300.0  # seconds after which an object that is under way is looked at without a cause
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An object that we reconcile."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class Store(Protocol):
+    """Read side of a cache: values by (namespace, name of the owner)."""
+
+    def get(self, key: tuple[str, str], default: Any = ..., /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """What is known of the cluster; filled by the watches."""
+
+    finetunejobs: Store
+    modelendpoints: Store
+    jobs: Store
+    pods: Store
+    deployments: Store
+
+
+def _all(store: Store, namespace: str, name: str) -> tuple[Any, ...]:
+    values: Iterable[Any] = store.get((namespace, name), ())
+    return tuple(values)
+
+
+def _owner(kind: str, raw: Mapping[str, Any]) -> Owner:
+    meta = raw["metadata"]
+    return Owner(kind=kind, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"], generation=meta.get("generation", 0))
+
+
+class Reconciler:
+    """Brings objects to their goal, one round at a time."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, caches: Caches, progress: ProgressStore, ca: str = "") -> None:
+        self._cluster, self._settings, self._caches, self._progress, self._ca = cluster, settings, caches, progress, ca
+        self.applier = Applier(cluster)
+        # What we wrote last. The watch may still show an older state, and a decision on that could undo a record.
+        self._written: dict[Key, Mapping[str, Any]] = {}
+
+    def _newest(self, key: Key, store: Store) -> Mapping[str, Any] | None:
+        """The object as it is known best; None when it is gone or going."""
+        seen: Mapping[str, Any] | None = next(iter(_all(store, key.namespace, key.name)), None)
+        if seen is None or "deletionTimestamp" in seen["metadata"]:
+            self._written.pop(key, None)
+            return None
+        ours = self._written.get(key)
+        if ours and ours["metadata"]["uid"] == seen["metadata"]["uid"] and int(ours["metadata"]["resourceVersion"]) > int(seen["metadata"]["resourceVersion"]):
+            return ours
+        self._written.pop(key, None)
+        return seen
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One round. Returns the seconds until the next one is due by itself."""
+        if key.kind == "FineTuneJob":
+            return await self._job(key)
+        return await self._endpoint(key)
+
+    async def _job(self, key: Key) -> float | None:
+        raw = self._newest(key, self._caches.finetunejobs)
+        if raw is None:
+            self._progress.forget((key.namespace, key.name))
+            metrics.job_steps.clear()
+            return None
+        owner = _owner(key.kind, raw)
+        try:
+            job = FineTuneJob.model_validate(raw)
+        except ValidationError as error:
+            await self._refuse(owner, raw, error)
+            return None
+        if is_final(job.status.conditions):
+            return None
+        jobs: tuple[JobView, ...] = _all(self._caches.jobs, key.namespace, key.name)
+        mine = tuple(j for j in jobs if j.owner_uid == owner.uid)
+        pods: tuple[PodView, ...] = _all(self._caches.pods, key.namespace, key.name)
+        state = JobState(
+            owner=owner,
+            spec=job.spec,
+            status=job.status,
+            jobs=mine,
+            pods=tuple(p for p in pods if p.parent in {j.name for j in mine}),
+            endpoint=self._endpoint_of(owner, job),
+            progress=self._progress.latest((key.namespace, key.name)),
+            ca=self._ca,
+        )
+        plan = job_plan.decide(state, self._settings, time.time())
+        conflicts = await self.applier.execute(plan, key.namespace, owner.uid)
+        if conflicts:
+            plan = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, time.time())
+        await self._report(key, owner, raw, job.status.conditions, plan)
+        return plan.requeue_after or RESYNC
+
+    def _endpoint_of(self, owner: Owner, job: FineTuneJob) -> EndpointView | None:
+        if job.spec.inference is None:
+            return None
+        name = endpoint_name(owner, job.spec.inference)
+        raw = self._newest(Key("ModelEndpoint", owner.namespace, name), self._caches.modelendpoints)
+        if raw is None:
+            return None
+        found = ModelEndpoint.model_validate(raw)
+        return EndpointView(owner_uid=owner_uid(raw), spec=found.spec, status=found.status)
+
+    async def _endpoint(self, key: Key) -> float | None:
+        raw = self._newest(key, self._caches.modelendpoints)
+        if raw is None:
+            return None
+        owner = _owner(key.kind, raw)
+        try:
+            found = ModelEndpoint.model_validate(raw)
+        except ValidationError as error:
+            await self._refuse(owner, raw, error)
+            return None
+        deployments: tuple[DeploymentView, ...] = _all(self._caches.deployments, key.namespace, key.name)
+        pods: tuple[PodView, ...] = _all(self._caches.pods, key.namespace, key.name)
+        state = EndpointState(owner=owner, spec=found.spec, status=found.status, deployments=deployments, pods=pods)
+        plan = endpoint_plan.decide(state, self._settings, time.time())
+        conflicts = await self.applier.execute(plan, key.namespace, owner.uid)
+        if conflicts:
+            plan = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, time.time())
+        await self._report(key, owner, raw, found.status.conditions, plan)
+        return plan.requeue_after or RESYNC
+
+    async def _refuse(self, owner: Owner, raw: Mapping[str, Any], error: ValidationError) -> None:
+        """A spec that this version cannot read, for example because the CRD is newer."""
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        conditions = Conditions((), owner.generation, clock.text(time.time()))
+        conditions.set(ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, f"{where}: {first['msg']}; does the CRD belong to this operator's version?")
+        status = {"phase": "Pending", "reason": Reason.INVALID_SPEC, "conditions": [c.dump() for c in conditions.all()]}
+        await self._report(Key(owner.kind, owner.namespace, owner.name), owner, raw, [], Plan(status=status))
+
+    async def _report(self, key: Key, owner: Owner, raw: Mapping[str, Any], before: list[Condition], plan: Plan) -> None:
+        """Write the status once, last, and only when it differs; then tell what changed."""
+        if plan.status == (raw.get("status") or {}):
+            return
+        ref = Ref(API_VERSION, key.kind, key.name)
+        try:
+            self._written[key] = await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER)
+        except GoneError:
+            return
+        after = [Condition.model_validate(c) for c in plan.status.get("conditions", [])]
+        for item in events.news(before, after):
+            log.info("%s: %s: %s", key, item.reason, item.message)
+            try:
+                await self._cluster.create(events.event(owner, item, clock.text(time.time())))
+            except ApiError as error:  # an event that cannot be posted must not hold the work up
+                log.warning("%s: event %s not posted: %s", key, item.reason, error)
