@@ -1,0 +1,303 @@
+"""Decisions about a FineTuneJob, one table per question."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from finetune_operator.api.finetunejob import Progress
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
+from finetune_operator.names import Step
+from finetune_operator.plan.job import decide
+from finetune_operator.plan.types import EndpointView, Plan, Ref
+
+from .makers import (
+    ADAPTER, NOW, PREPARED, SETTINGS, SPEC, START, TRAINED, condition, done, ended, failed, job, names, pod, result, state,
+)  # fmt: skip
+
+PREP, TRAIN = Step.PREPARE, Step.TRAIN
+PREPARED_STEP = done(PREP, PREPARED)
+TRAINED_STEP = done(TRAIN, TRAINED)
+
+
+def settle(seen: Any, now: float = NOW, rounds: int = 5) -> Plan:
+    """Decide until the status no longer changes: what users see at rest."""
+    plan = decide(seen, SETTINGS, now)
+    for _ in range(rounds):
+        seen = replace(seen, status=type(seen.status).model_validate(plan.status))
+        plan = decide(seen, SETTINGS, now)
+    return plan
+
+
+CASES: list[tuple[str, Any, str, str, list[str]]] = [
+    ("a new job gets its configuration and a prepare pod", state(), "Preparing", "Starting", ["Job/support-prep-1"]),
+    ("a prepare Job without a pod yet waits", state(job(PREP)), "Preparing", "Pending", []),
+    ("a prepare pod that runs is shown as running", state(job(PREP), pod(PREP, running=True, phase="Running", node="n1")), "Preparing", "Running", []),
+    (
+        "a missing Secret is named while the pod waits for it",
+        state(job(PREP), pod(PREP, waiting_reason="CreateContainerConfigError", waiting_message='secret "s3" not found')),
+        "Preparing",
+        "SecretNotFound",
+        [],
+    ),
+    (
+        "a missing claim is told apart from a full cluster",
+        state(job(PREP), pod(PREP, unschedulable='persistentvolumeclaim "models" not found. not found')),
+        "Preparing",
+        "VolumeNotFound",
+        [],
+    ),
+    (
+        "a full cluster is shown with the scheduler's words",
+        state(PREPARED_STEP, job(TRAIN), pod(TRAIN, unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")),
+        "Training",
+        "Unschedulable",
+        [],
+    ),
+    (
+        "an image that cannot be pulled is named",
+        state(job(PREP), pod(PREP, waiting_reason="ImagePullBackOff", waiting_message="not found")),
+        "Preparing",
+        "ImagePullFailed",
+        [],
+    ),
+    ("checked data start the training", state(PREPARED_STEP), "Training", "Starting", ["Job/support-train-1"]),
+    ("bad data fail the job for good", state(failed(PREP, 21, result("prepare", "DataInvalid", "row 7: empty answer"))), "Failed", "DataInvalid", []),
+    ("a bad model fails the job for good", state(failed(PREP, 22, result("prepare", "ModelInvalid", "no config.json"))), "Failed", "ModelInvalid", []),
+    ("unreachable storage waits for its next try", state(failed(PREP, 40, result("prepare", "StorageUnavailable", "no route"))), "Preparing", "StorageUnavailable", []),
+    ("a wrong bucket waits for its next try", state(failed(PREP, 40, result("prepare", "BucketNotFound", "bucket x"))), "Preparing", "BucketNotFound", []),
+    ("out of GPU memory at the smallest setting is final", state(PREPARED_STEP, failed(TRAIN, 30, result("train", "OutOfMemory", "needs 12 GiB"))), "Failed", "OutOfMemory", []),
+    ("a crash of the trainer waits for its next try", state(PREPARED_STEP, failed(TRAIN, 1, result("train", "TrainingCrashed", "boom"))), "Training", "TrainingCrashed", []),
+    ("a pod killed for memory says what to raise", state(PREPARED_STEP, failed(TRAIN, 137, "", reason="OOMKilled")), "Training", "HostOutOfMemory", []),
+    ("a committed adapter without an endpoint ends the job", state(PREPARED_STEP, TRAINED_STEP), "Succeeded", "Completed", []),
+    (
+        "a committed adapter asks for its endpoint",
+        state(PREPARED_STEP, TRAINED_STEP, spec={"inference": {}}),
+        "Deploying",
+        "WaitingForEndpoint",
+        ["ModelEndpoint/support"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen", "phase", "reason", "created"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_where_a_job_stands(seen: Any, phase: str, reason: str, created: list[str]) -> None:
+    plan = settle(seen)
+    assert (plan.status["phase"], plan.status["reason"]) == (phase, reason)
+    assert names(plan.create) == created
+
+
+def test_deciding_twice_on_the_same_state_gives_the_same_plan() -> None:
+    for _, seen, *_rest in CASES:
+        assert decide(seen, SETTINGS, NOW) == decide(seen, SETTINGS, NOW)
+
+
+def test_a_settled_status_is_stable_so_that_it_is_written_once() -> None:
+    for name, seen, *_rest in CASES:
+        plan = settle(seen)
+        again = decide(replace(seen, status=type(seen.status).model_validate(plan.status)), SETTINGS, NOW)
+        assert again.status == plan.status, name
+
+
+def test_the_data_check_is_recorded_with_its_numbers() -> None:
+    status = settle(state(PREPARED_STEP)).status
+    assert status["dataset"] == {"trainRows": 120, "validationRows": 6, "invalidRows": 0, "tokens": 9000, "longest": 80, "sha256": "b" * 64, "warnings": []}
+    assert condition(settle(state(PREPARED_STEP)), "DataReady")["status"] == "True"
+
+
+def test_the_adapter_and_the_last_numbers_are_recorded() -> None:
+    status = settle(state(PREPARED_STEP, TRAINED_STEP)).status
+    assert status["artifact"] == {"adapter": ADAPTER, "step": 40, "loss": "0.01235", "evalLoss": "0.5"}
+    assert status["display"] == {"step": "40/40"}
+    assert status["progress"]["loss"] == "0.01235"
+    assert status["completionTime"] == START
+    assert [(a["step"], a["number"], a["reason"], a.get("resumedFrom")) for a in status["attempts"]] == [
+        ("Prepare", 1, "Completed", None),
+        ("Train", 1, "Completed", 20),
+    ]
+
+
+class TestRetries:
+    CRASH = result("train", "TrainingCrashed", "boom")
+
+    def test_a_crash_is_retried_after_the_backoff_and_not_before(self) -> None:
+        seen = state(PREPARED_STEP, failed(TRAIN, 1, self.CRASH))
+        early, late = settle(seen, NOW + 29), settle(seen, NOW + 30)
+        assert not early.create
+        assert early.requeue_after == pytest.approx(1)
+        assert names(late.create) == ["Job/support-train-2"]
+
+    def test_a_crash_counts_once_however_often_it_is_looked_at(self) -> None:
+        assert settle(state(PREPARED_STEP, failed(TRAIN, 1, self.CRASH)), rounds=9).status["failures"] == {"Train": 1}
+
+    def test_the_budget_is_the_first_attempt_and_the_limit(self) -> None:
+        seen = state(PREPARED_STEP, failed(TRAIN, 1, self.CRASH, attempt=3), spec={"retries": {"limit": 2}}, status={"failures": {"Train": 2}})
+        plan = settle(seen)
+        assert plan.status["phase"] == "Failed"
+        assert "spec.retries.limit is 2" in plan.status["message"]
+
+    def test_unreachable_storage_never_uses_the_budget(self) -> None:
+        gone = result("prepare", "StorageUnavailable", "no route")
+        seen = state(failed(PREP, 40, gone, attempt=9), spec={"retries": {"limit": 0}})
+        plan = settle(seen)
+        assert plan.status["phase"] == "Preparing"
+        assert "failures" not in plan.status or not plan.status["failures"]
+        assert names(settle(seen, NOW + 301).create) == ["Job/support-prep-10"]
+
+    def test_the_wait_doubles_and_stops_at_five_minutes(self) -> None:
+        waits = [settle(state(failed(PREP, 40, result("prepare", "StorageUnavailable"), attempt=n))).requeue_after for n in (1, 2, 3, 4, 5, 6)]
+        assert waits == [30, 60, 120, 240, 300, 300]
+
+    def test_old_kubernetes_jobs_are_dropped_but_the_last_ones_kept_for_logs(self) -> None:
+        past = [job(PREP, n, failed=True, finished_at=START) for n in (1, 2, 3)]
+        plan = settle(state(*past, failed(PREP, 40, result("prepare", "StorageUnavailable"), attempt=4)), NOW + 600)
+        assert names(plan.create) == ["Job/support-prep-5"]
+        assert plan.delete == (Ref("batch/v1", "Job", "support-prep-1"), Ref("batch/v1", "Job", "support-prep-2"))
+
+
+class TestThingsThatVanish:
+    def test_a_job_deleted_in_mid_run_is_made_again_under_the_same_number(self) -> None:
+        running = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True, phase="Running")))
+        seen = state(status=running.status)
+        assert names(settle(seen).create) == ["Job/support-train-1"]
+
+    def test_recorded_data_are_never_prepared_again(self) -> None:
+        status = settle(state(PREPARED_STEP)).status
+        assert names(settle(state(status=status)).create) == ["Job/support-train-1"]
+
+    def test_a_recorded_adapter_is_never_trained_again(self) -> None:
+        status = settle(state(PREPARED_STEP, TRAINED_STEP, spec={"inference": {}})).status
+        assert names(settle(state(status=status, spec={"inference": {}})).create) == ["ModelEndpoint/support"]
+
+    def test_a_result_that_is_late_is_waited_for(self) -> None:
+        complete = job(PREP, complete=True, finished_at=START)
+        plan = settle(state(complete, pod(PREP, running=True, phase="Running")), NOW + 5)
+        assert plan.status["phase"] == "Preparing"
+        assert plan.requeue_after is not None
+
+    def test_a_result_that_is_lost_makes_the_step_run_again(self) -> None:
+        plan = settle(state(job(PREP, complete=True, finished_at=START)), NOW + 60)
+        assert names(plan.create) == ["Job/support-prep-2"]
+
+    def test_success_without_an_adapter_is_not_believed(self) -> None:
+        plan = settle(state(PREPARED_STEP, done(TRAIN, result("train"))))
+        assert (plan.status["phase"], "without a committed adapter" in plan.status["message"]) == ("Failed", True)
+
+    def test_a_finished_job_stays_finished_whatever_happens_to_its_children(self) -> None:
+        status = settle(state(PREPARED_STEP, TRAINED_STEP)).status
+        plan = decide(state(failed(TRAIN, 1, attempt=2), status=status), SETTINGS, NOW + 9999)
+        assert plan == Plan(status=status)
+
+
+class TestInterruptions:
+    def test_a_new_pod_in_the_same_attempt_counts_as_one_interruption_and_no_failure(self) -> None:
+        first = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, name="p1", running=True, phase="Running")))
+        gone = pod(TRAIN, name="p1", phase="Failed", ended=ended(10, result("train", "Interrupted")))
+        second = settle(state(PREPARED_STEP, job(TRAIN), gone, pod(TRAIN, name="p2", created_at="2027-01-15T08:01:00Z", running=True), status=first.status))
+        assert second.status["interruptions"] == 1
+        assert not second.status["failures"]
+        assert second.status["attempt"] == 1
+
+    def test_a_pod_that_is_being_deleted_is_shown_as_interrupted(self) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True, deleting=True)))
+        assert plan.status["reason"] == "Interrupted"
+
+
+class TestSuspend:
+    def test_suspending_stops_the_kubernetes_job_and_is_true_only_when_nothing_runs(self) -> None:
+        running = state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True, phase="Running"), spec={"suspend": True})
+        plan = settle(running)
+        assert plan.patch == ((Ref("batch/v1", "Job", "support-train-1"), {"spec": {"suspend": True}}),)
+        assert condition(plan, "Suspended")["status"] == "Unknown"
+        assert plan.status["reason"] == "Suspending"
+        idle = settle(state(PREPARED_STEP, job(TRAIN, suspended=True), spec={"suspend": True}, status=plan.status))
+        assert idle.status["phase"] == "Suspended"
+
+    def test_a_suspended_job_starts_nothing(self) -> None:
+        plan = settle(state(spec={"suspend": True}))
+        assert (plan.create, plan.status["phase"]) == ((), "Suspended")
+
+    def test_resuming_lets_the_same_kubernetes_job_go_on(self) -> None:
+        status = settle(state(PREPARED_STEP, job(TRAIN, suspended=True), spec={"suspend": True})).status
+        plan = decide(state(PREPARED_STEP, job(TRAIN, suspended=True), status=status), SETTINGS, NOW)
+        assert plan.patch == ((Ref("batch/v1", "Job", "support-train-1"), {"spec": {"suspend": False}}),)
+        assert condition(plan, "Suspended")["status"] == "False"
+
+
+class TestConflicts:
+    def test_a_taken_name_is_stated_and_nothing_is_started(self) -> None:
+        plan = settle(state(conflicts=("Job support-prep-1",)))
+        assert (plan.status["phase"], plan.status["reason"], plan.create) == ("Pending", "NameConflict", ())
+        assert "Job support-prep-1" in plan.status["message"]
+
+    def test_the_job_goes_on_once_the_name_is_free(self) -> None:
+        status = settle(state(conflicts=("Job support-prep-1",))).status
+        assert names(settle(state(status=status)).create) == ["Job/support-prep-1"]
+
+
+def view(candidate_uid: str = "", current_uid: str = "", base: str = "s3://models/base") -> EndpointView:
+    spec: dict[str, Any] = {"model": {"source": base}, "storage": SPEC["storage"]}
+    if candidate_uid:
+        spec["candidate"] = {"job": "support", "jobUid": candidate_uid, "adapter": ADAPTER}
+    versions = [{"name": "v", "role": "Current", "job": "support", "jobUid": current_uid, "adapter": ADAPTER}] if current_uid else []
+    status = ModelEndpointStatus.model_validate({"url": "http://support/v1", "versions": versions})
+    return EndpointView(owner_uid="uid-1", spec=ModelEndpointSpec.model_validate(spec), status=status)
+
+
+class TestDeploy:
+    def seen(self, existing: EndpointView | None, **inference: Any) -> Any:
+        return state(PREPARED_STEP, TRAINED_STEP, spec={"inference": inference}, endpoint=existing)
+
+    def test_an_endpoint_without_a_name_is_owned_by_the_job(self) -> None:
+        body = settle(self.seen(None)).create[0]
+        assert body["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+        assert body["spec"]["candidate"]["adapter"] == ADAPTER
+
+    def test_an_endpoint_with_a_name_outlives_the_job(self) -> None:
+        body = settle(self.seen(None, endpoint="desk")).create[0]
+        assert body["metadata"]["name"] == "desk"
+        assert "ownerReferences" not in body["metadata"]
+
+    def test_an_existing_endpoint_gets_a_proposal_of_the_candidate_only(self) -> None:
+        plan = settle(self.seen(view("another-job"), endpoint="desk"))
+        assert [list(b["spec"]) for b in plan.propose] == [["candidate"]]
+
+    def test_an_endpoint_of_another_base_model_is_never_touched(self) -> None:
+        plan = settle(self.seen(view("another-job", base="s3://models/other"), endpoint="desk"))
+        assert (plan.propose, condition(plan, "Deployed")["status"]) == ((), "False")
+
+    def test_the_job_succeeds_only_when_its_own_version_has_the_traffic(self) -> None:
+        assert settle(self.seen(view("uid-1", current_uid="older"))).status["phase"] == "Deploying"
+        plan = settle(self.seen(view("uid-1", current_uid="uid-1")))
+        assert (plan.status["phase"], plan.status["endpoint"]["url"]) == ("Succeeded", "http://support/v1")
+
+
+class TestProgress:
+    def progress(self, **fields: Any) -> Progress:
+        return Progress.model_validate({"step": 12, "totalSteps": 40, "percent": 30, "etaSeconds": 840, "updatedAt": "2027-01-15T08:00:05Z", **fields})
+
+    def test_reports_of_a_running_pod_are_shown(self) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=self.progress(loss="1.08")))
+        assert plan.status["display"] == {"step": "12/40", "eta": "14m"}
+        assert plan.status["progress"]["loss"] == "1.08"
+
+    def test_a_restarted_pod_keeps_the_last_known_loss_until_it_has_one(self) -> None:
+        before = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=self.progress(loss="1.08")))
+        fresh = self.progress(updatedAt="2027-01-15T08:01:00Z", etaSeconds=None)
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), status=before.status, progress=fresh))
+        assert plan.status["progress"]["loss"] == "1.08"
+        assert plan.status["display"] == {"step": "12/40"}
+
+    def test_a_report_older_than_the_status_is_ignored(self) -> None:
+        before = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=self.progress(step=20)))
+        old = self.progress(step=3, updatedAt="2027-01-15T07:59:00Z")
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), status=before.status, progress=old))
+        assert plan.status["progress"]["step"] == 20
+
+
+def test_transition_times_change_only_when_a_status_flips() -> None:
+    first = settle(state(job(PREP)))
+    later = settle(state(job(PREP), pod(PREP, running=True), status=first.status), NOW + 100)
+    assert condition(later, "DataReady")["lastTransitionTime"] == START
+    assert condition(later, "DataReady")["reason"] == "Running"
+    prepared = settle(state(PREPARED_STEP, status=later.status), NOW + 200)
+    assert condition(prepared, "DataReady")["lastTransitionTime"] == "2027-01-15T08:03:20Z"
