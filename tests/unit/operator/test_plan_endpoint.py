@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from finetune_operator.api.modelendpoint import Candidate, ModelEndpointStatus
 from finetune_operator.observe import DeploymentView, PodView
 from finetune_operator.plan.endpoint import decide, version_name

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from finetune_operator.api.finetunejob import Progress
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_operator.names import Step
@@ -11,7 +12,22 @@ from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import EndpointView, Plan, Ref
 
 from .makers import (
-    ADAPTER, NOW, PREPARED, SETTINGS, SPEC, START, TRAINED, condition, done, ended, failed, job, names, pod, result, state,
+    ADAPTER,
+    NOW,
+    PREPARED,
+    SETTINGS,
+    SPEC,
+    START,
+    TRAINED,
+    condition,
+    done,
+    ended,
+    failed,
+    job,
+    names,
+    pod,
+    result,
+    state,
 )  # fmt: skip
 
 PREP, TRAIN = Step.PREPARE, Step.TRAIN

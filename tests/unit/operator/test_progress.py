@@ -3,10 +3,11 @@
 from collections import deque
 
 import pytest
-from finetune_operator.progress import ProgressStore, duration, eta_seconds
-from finetune_runtime.contract.result import Metric, TrainerStatus
 from hypothesis import given
 from hypothesis import strategies as st
+
+from finetune_operator.progress import ProgressStore, duration, eta_seconds
+from finetune_runtime.contract.result import Metric, TrainerStatus
 
 KEY = ("team", "support")
 

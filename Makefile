@@ -1,0 +1,71 @@
+# `make help` lists the targets. Everything that a clean Debian 12 with Go, Python and root lacks is installed by name.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PYTHONPATH := operator:images/runtime:.
+CACHE := $(or $(FINETUNE_CACHE),$(HOME)/.cache/finetune-operator)
+PY := .venv/bin/python
+DEVCLUSTER := tests/devcluster
+
+##@ Two commands
+.PHONY: demo test
+demo: venv ## From nothing to a tuned chat answer on a real cluster on this machine
+	@hack/stack.sh
+	@tests/fixtures/smollm2.sh
+	@$(PY) hack/demo.py
+
+test: ## All checks: lint, types, layers, generated files, unit, integration, runtime, end to end
+	@hack/test.sh
+
+##@ Checks one by one
+.PHONY: lint types layers generated unit integration runtime e2e
+lint: venv ## ruff, shellcheck, hadolint
+	@hack/lint.sh
+types: venv ## mypy --strict
+	@.venv/bin/mypy operator images/runtime hack tests
+layers: venv ## The layers that docs/architecture.md shows
+	@.venv/bin/lint-imports
+generated: venv ## Generated files are up to date
+	@$(PY) hack/generate.py --check
+unit: venv ## Pure tests, seconds
+	@.venv/bin/pytest tests/unit
+integration: venv ## Against a real API server (control plane only)
+	@.venv/bin/pytest tests/integration
+runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
+	@hack/runtime-tests.sh
+e2e: venv ## The whole system on the development cluster
+	@hack/stack.sh
+	@.venv/bin/pytest tests/e2e
+
+##@ Development cluster
+.PHONY: cluster-up cluster-down cluster-status kubeconfig stack demo-down
+cluster-up: ## Start a single-node Kubernetes on this machine
+	@$(DEVCLUSTER)/install && $(DEVCLUSTER)/build && $(DEVCLUSTER)/up
+cluster-down: ## Stop it; nothing is left behind
+	@$(DEVCLUSTER)/down
+cluster-status: ## What runs in it
+	@$(DEVCLUSTER)/status
+kubeconfig: ## Path for KUBECONFIG
+	@$(DEVCLUSTER)/kubeconfig
+stack: venv ## Cluster, images, S3 server and operator, brought up to date
+	@hack/stack.sh
+demo-down: ## End the demo: the cluster and everything in it
+	@$(DEVCLUSTER)/down
+
+##@ Making things
+.PHONY: venv images generate lock format clean-cache
+venv: ## Development environment in .venv
+	@hack/venv.sh
+images: ## The images of the development cluster
+	@images/build.sh
+generate: venv ## CRDs, chart CRDs, install.yaml, API reference
+	@$(PY) hack/generate.py
+lock: venv ## Lock files anew
+	@hack/lock.sh
+format: venv ## Format the code
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix --quiet .
+clean-cache: ## Drop old images
+	@images/prune.sh
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,40 @@
+#!/bin/bash
+# test.sh: every check in order, the quick ones first; stops at the first that fails and ends with the number of tests.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "$0")/lib.sh"
+cd "$root"
+
+total=0
+summary=()
+# stage NAME COMMAND...: runs a stage, counts pytest's "N passed"
+stage() {
+  local name=$1 started=$SECONDS log passed
+  shift
+  log=$cache/log/test-$name.log
+  say "$name"
+  if ! "$@" 2>&1 | tee "$log"; then
+    die "stage '$name' failed after $((SECONDS - started)) s; its output is in $log" "run 'make $name' while you mend it"
+  fi
+  passed=$(grep -aoE '[0-9]+ passed' "$log" | awk '{n += $1} END {print n + 0}')
+  total=$((total + passed))
+  summary+=("$(printf '%-12s %4d tests %5d s' "$name" "$passed" $((SECONDS - started)))")
+}
+
+hack/venv.sh
+stage lint make --no-print-directory lint
+stage types make --no-print-directory types
+stage layers make --no-print-directory layers
+stage unit make --no-print-directory unit
+stage tools bash -c 'tests/devcluster/install && tests/devcluster/build'
+stage generated make --no-print-directory generated
+stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3 trainer-gpu
+stage runtime make --no-print-directory runtime
+stage integration make --no-print-directory integration
+stage e2e make --no-print-directory e2e
+[ -n "${KEEP_CLUSTER:-}" ] || tests/devcluster/down
+
+say "summary"
+printf '%s\n' "${summary[@]}"
+echo "all stages in $SECONDS s"
+echo "$total passed, 0 failed"
