@@ -68,12 +68,15 @@ def prepare_namespace() -> None:
 
 def watch() -> dict[str, Any]:
     """One live line until the job has ended; a line of its own for each phase."""
-    live, phase, status = sys.stdout.isatty(), "", {}
+    live, phase, status = sys.stdout.isatty(), "", dict[str, Any]()
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         status = json.loads(kubectl("get", "finetunejob", "clinic", "-o", "json")).get("status", {})
         progress, display = status.get("progress", {}), status.get("display", {})
-        line = f"{status.get('phase', ''):<10} step {display.get('step', '-'):<8} loss {progress.get('loss', '-'):<8} ETA {display.get('eta', '-'):<6} {status.get('reason', '')}"
+        line = (
+            f"{status.get('phase', ''):<10} step {display.get('step', '-'):<8} loss {progress.get('loss', '-'):<8} "
+            f"ETA {display.get('eta', '-'):<6} {status.get('reason', '')}"
+        )
         if live:
             print(f"\r\033[K{line}", end="", flush=True)
         elif status.get("phase") != phase:
@@ -85,9 +88,8 @@ def watch() -> dict[str, Any]:
     if live:
         print()
     if status.get("phase") != "Succeeded":
-        sys.exit(
-            f"error: the job is {status.get('phase')}: {status.get('reason')}: {status.get('message')}\n  look at: tests/devcluster/kubectl -n {NAMESPACE} describe finetunejob clinic"
-        )
+        where = f"look at: tests/devcluster/kubectl -n {NAMESPACE} describe finetunejob clinic"
+        sys.exit(f"error: the job is {status.get('phase')}: {status.get('reason')}: {status.get('message')}\n  {where}")
     return status
 
 

@@ -6,7 +6,7 @@ import sys
 import kopf
 
 from . import __version__, settings
-from .handlers import Runtime, registry
+from .handlers import Runtime
 
 
 def main() -> int:
@@ -16,11 +16,10 @@ def main() -> int:
     except settings.SettingsError as error:
         print(f"finetune-operator cannot start: {error}", file=sys.stderr)  # noqa: T201  there is no log yet
         return 2
-    kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
+    kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # kopf tells of every event; we tell of every decision
     logging.getLogger(__name__).info("finetune-operator %s", __version__)
     kopf.run(
-        registry=registry,
         standalone=True,
         clusterwide=not config.watch_namespaces,
         namespaces=config.watch_namespaces,

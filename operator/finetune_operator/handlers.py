@@ -25,7 +25,6 @@ from .status_server import StatusServer, health_app, serve
 from .tls import make_identity
 
 log = logging.getLogger(__name__)
-registry = kopf.OperatorRegistry()
 OURS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 _OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"))
 
@@ -81,7 +80,7 @@ class Runtime:
             await runner.cleanup()
 
 
-@kopf.on.startup(registry=registry)
+@kopf.on.startup()
 async def startup(settings: kopf.OperatorSettings, memo: Any, **caches: Any) -> None:
     """Set kopf up and start our own machinery. `caches` has kopf's indices by their ids."""
     settings.scanning.disabled = True
@@ -93,7 +92,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **caches: Any) -> 
     await cast("Runtime", memo.runtime).start(Caches(**{field.name: caches[field.name] for field in fields(Caches)}))
 
 
-@kopf.on.cleanup(registry=registry)
+@kopf.on.cleanup()
 async def cleanup(memo: Any, **_: Any) -> None:
     """Stop our own machinery."""
     await cast("Runtime", memo.runtime).stop()
@@ -104,32 +103,32 @@ def _snapshot(body: Any) -> dict[str, Any]:
     return {"metadata": meta, "spec": dict(body.get("spec") or {}), "status": dict(body.get("status") or {})}
 
 
-@kopf.index(GROUP, VERSION, "finetunejobs", id="finetunejobs", registry=registry)
+@kopf.index(GROUP, VERSION, "finetunejobs", id="finetunejobs")
 def index_finetunejob(namespace: Any, name: str, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """FineTuneJobs by themselves."""
     return {(namespace, name): _snapshot(body)}
 
 
-@kopf.index(GROUP, VERSION, "modelendpoints", id="modelendpoints", registry=registry)
+@kopf.index(GROUP, VERSION, "modelendpoints", id="modelendpoints")
 def index_modelendpoint(namespace: Any, name: str, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """ModelEndpoints by themselves."""
     return {(namespace, name): _snapshot(body)}
 
 
-@kopf.index("batch", "v1", "jobs", id="jobs", labels={names.LABEL_JOB: kopf.PRESENT}, registry=registry)
+@kopf.index("batch", "v1", "jobs", id="jobs", labels={names.LABEL_JOB: kopf.PRESENT})
 def index_job(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """Kubernetes Jobs by FineTuneJob."""
     return {(namespace, labels[names.LABEL_JOB]): job_view(body)}
 
 
-@kopf.index("v1", "pods", id="pods", labels=OURS, registry=registry)
+@kopf.index("v1", "pods", id="pods", labels=OURS)
 def index_pod(namespace: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """Pods by FineTuneJob or ModelEndpoint."""
     view = pod_view(body)
     return {(namespace, view.owner_name): view}
 
 
-@kopf.index("apps", "v1", "deployments", id="deployments", labels={names.LABEL_ENDPOINT: kopf.PRESENT}, registry=registry)
+@kopf.index("apps", "v1", "deployments", id="deployments", labels={names.LABEL_ENDPOINT: kopf.PRESENT})
 def index_deployment(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """Deployments by ModelEndpoint."""
     return {(namespace, labels[names.LABEL_ENDPOINT]): deployment_view(body)}
@@ -139,13 +138,13 @@ def _enqueue(memo: Any, kind: str, namespace: str, name: str) -> None:
     cast("Runtime", memo.runtime).queue.add(Key(kind, namespace, name))
 
 
-@kopf.on.event(GROUP, VERSION, "finetunejobs", registry=registry)
+@kopf.on.event(GROUP, VERSION, "finetunejobs")
 def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
     """A FineTuneJob changed."""
     _enqueue(memo, "FineTuneJob", namespace, name)
 
 
-@kopf.on.event(GROUP, VERSION, "modelendpoints", registry=registry)
+@kopf.on.event(GROUP, VERSION, "modelendpoints")
 def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, meta: Any, **_: Any) -> None:
     """A ModelEndpoint changed: the job that proposed its candidate waits for it, or the one that owns it."""
     _enqueue(memo, "ModelEndpoint", namespace, name)
@@ -165,25 +164,25 @@ def _child_event(memo: Any, namespace: Any, name: str, kind: str, labels: Any, e
         _enqueue(memo, "ModelEndpoint", namespace, endpoint)
 
 
-@kopf.on.event("batch", "v1", "jobs", labels=OURS, registry=registry)
+@kopf.on.event("batch", "v1", "jobs", labels=OURS)
 def job_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Kubernetes Job of ours changed."""
     _child_event(memo, namespace, name, "Job", labels, type)
 
 
-@kopf.on.event("v1", "pods", labels=OURS, registry=registry)
+@kopf.on.event("v1", "pods", labels=OURS)
 def pod_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A pod of ours changed."""
     _child_event(memo, namespace, name, "Pod", labels, type)
 
 
-@kopf.on.event("apps", "v1", "deployments", labels=OURS, registry=registry)
+@kopf.on.event("apps", "v1", "deployments", labels=OURS)
 def deployment_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Deployment of ours changed."""
     _child_event(memo, namespace, name, "Deployment", labels, type)
 
 
-@kopf.on.event("v1", "services", labels=OURS, registry=registry)
+@kopf.on.event("v1", "services", labels=OURS)
 def service_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Service of ours changed."""
     _child_event(memo, namespace, name, "Service", labels, type)

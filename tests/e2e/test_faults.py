@@ -33,7 +33,7 @@ def test_bad_data_end_the_job_before_a_gpu_is_taken(jobs: Jobs, tmp_path: Path, 
 
 
 def _ended(jobs: Jobs, seconds: float) -> dict[str, Any]:
-    return wait("the job has failed", lambda: (s := jobs.status()).get("phase") == "Failed" and s, seconds)
+    return wait("the job has failed", lambda: s if (s := jobs.status()).get("phase") == "Failed" else {}, seconds)
 
 
 def test_a_dataset_that_is_not_there_is_named(jobs: Jobs) -> None:

@@ -2,15 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from finetune_runtime.contract.base import Fraction, Model, PositiveFloat, Quantity
 from finetune_runtime.contract.config import AdapterRef
 from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, SecretRef, Storage, Training, Tuning, not_yet, rules
 
-from .meta import Condition
+from .meta import NAME_RULES, Condition, ObjectName
 
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=52)]
 PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
@@ -272,16 +271,7 @@ class FineTuneJobStatus(Model):
 class FineTuneJob(Model):
     """FineTuneJob takes one dataset to one committed adapter and, if asked, to a live endpoint."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "size(self.metadata.name) <= 52",
-                    "message": "metadata.name may have at most 52 characters: names of pods and Jobs are derived from it",
-                }
-            ]
-        }
-    )
+    model_config = rules(*NAME_RULES)
     spec: FineTuneJobSpec = Field(description="What to run.")
     status: FineTuneJobStatus = Field(default=FineTuneJobStatus(), description="Observed state.")
 

@@ -1,13 +1,28 @@
 """Conditions and identities, shared by both kinds."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from finetune_runtime.contract.base import Model
 
 Status = Literal["True", "False", "Unknown"]
+
+# Names of Services and, up to the limit of 63 characters, of Jobs and pods are derived from an object's name.
+_MAX_NAME = 52
+_NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+ObjectName = Annotated[str, Field(pattern=_NAME_PATTERN, max_length=_MAX_NAME)]
+NAME_RULES: list[dict[str, Any]] = [
+    {
+        "rule": f"size(self.metadata.name) <= {_MAX_NAME}",
+        "message": f"metadata.name may have at most {_MAX_NAME} characters: names of pods, Jobs and Services are derived from it",
+    },
+    {
+        "rule": f"self.metadata.name.matches('{_NAME_PATTERN}')",
+        "message": "metadata.name must consist of lower-case letters, digits and dashes and begin with a letter: a Service is named after it",
+    },
+]
 
 
 class ConditionType(StrEnum):

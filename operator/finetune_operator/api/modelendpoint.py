@@ -2,14 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import AdapterRef
 from finetune_runtime.contract.spec import ModelSpec, Storage, not_yet, rules
 
 from .finetunejob import Engine, Evaluation, ServingQuantization, ServingResources
-from .meta import Condition
+from .meta import NAME_RULES, Condition
 
 
 class Candidate(Model):
@@ -92,16 +92,7 @@ class ModelEndpointStatus(Model):
 class ModelEndpoint(Model):
     """ModelEndpoint serves one adapter version after another under one stable name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "size(self.metadata.name) <= 52",
-                    "message": "metadata.name may have at most 52 characters: names of pods and Services are derived from it",
-                }
-            ]
-        }
-    )
+    model_config = rules(*NAME_RULES)
     spec: ModelEndpointSpec = Field(description="What is served and how.")
     status: ModelEndpointStatus = Field(default=ModelEndpointStatus(), description="Observed state.")
 

@@ -207,7 +207,7 @@ def decide(seen: JobState, settings: Settings, now: float) -> Plan:
         conditions.set(ConditionType.ACCEPTED, "False", Reason.NAME_CONFLICT, message)
         draft.requeue(30)
         return draft.finish()
-    conditions.set(ConditionType.ACCEPTED, "True", Reason.ACCEPTED)
+    conditions.set(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the spec is valid and the names are free")
     _observe_progress(draft)
     labels = build_config.job_labels(seen.owner)
     config = build_config.config_map(seen.owner, names.config_map(seen.owner.name), labels, build_config.job_config(seen.owner, seen.spec, settings), seen.ca)

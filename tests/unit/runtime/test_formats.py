@@ -31,10 +31,16 @@ READ: dict[str, tuple[bytes, list[RawRow]]] = {
     "a byte order mark": (b'\xef\xbb\xbf{"a": 1}\n', [RawRow(1, {"a": 1})]),
     "a line separator inside a text": ('{"a": "x\u2028y"}\n{"a": 2}\n'.encode(), [RawRow(1, {"a": "x\u2028y"}), RawRow(2, {"a": 2})]),
     "a line that is no object": (b'{"a": 1}\n7\n', [RawRow(1, {"a": 1}), RawRow(2, 7)]),
-    "a broken line": (b'{"a": 1}\n{"a" 2}\n{"a": 3}\n', [RawRow(1, {"a": 1}), RawRow(2, cause="not valid JSON: Expecting ':' delimiter at column 6"), RawRow(3, {"a": 3})]),
+    "a broken line": (
+        b'{"a": 1}\n{"a" 2}\n{"a": 3}\n',
+        [RawRow(1, {"a": 1}), RawRow(2, cause="not valid JSON: Expecting ':' delimiter at column 6"), RawRow(3, {"a": 3})],
+    ),
     "two objects in a line": (b'{"a": 1} {"a": 2}\n', [RawRow(1, cause="not valid JSON: Extra data at column 10")]),
     "a line in another encoding": (b'{"a": 1}\n{"a": "caf\xe9"}\n', [RawRow(1, {"a": 1}), RawRow(2, cause="not UTF-8: invalid continuation byte at byte 11")]),
-    "a line of brackets": (b'{"a": 1}\n' + b"[" * 100_000 + b"\n", [RawRow(1, {"a": 1}), RawRow(2, cause="not usable JSON: maximum recursion depth exceeded while decoding a JSON array from a unicode string")]),
+    "a line of brackets": (
+        b'{"a": 1}\n' + b"[" * 100_000 + b"\n",
+        [RawRow(1, {"a": 1}), RawRow(2, cause="not usable JSON: maximum recursion depth exceeded while decoding a JSON array from a unicode string")],
+    ),
     "a JSON list": (b' [\n {"a": 1},\n {"a": [2, "]"]}\n] \n', [RawRow(1, {"a": 1}), RawRow(2, {"a": [2, "]"]})]),
     "a JSON list with a byte order mark": (b'\xef\xbb\xbf[{"a": 1}]', [RawRow(1, {"a": 1})]),
     "a JSON list of other things": (b'[1, "x", null, [2]]', [RawRow(1, 1), RawRow(2, "x"), RawRow(3, None), RawRow(4, [2])]),
@@ -90,7 +96,11 @@ def test_example_files_have_the_rows_that_their_readme_tells(file: str, rows: in
 def test_overlong_line_is_one_invalid_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "MAX_ROW", 2**20)
     long = b'{"a": "' + b"x" * (3 * 2**20) + b'"}\n'
-    assert rows_of(tmp_path, b'{"a": 1}\n' + long + b'{"a": 2}\n') == [RawRow(1, {"a": 1}), RawRow(2, cause="the line is longer than 1 MiB"), RawRow(3, {"a": 2})]
+    assert rows_of(tmp_path, b'{"a": 1}\n' + long + b'{"a": 2}\n') == [
+        RawRow(1, {"a": 1}),
+        RawRow(2, cause="the line is longer than 1 MiB"),
+        RawRow(3, {"a": 2}),
+    ]
 
 
 def test_unterminated_element_does_not_pull_the_whole_file_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

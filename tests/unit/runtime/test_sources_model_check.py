@@ -85,7 +85,10 @@ UNSOUND: dict[str, tuple[Break, str]] = {
     "no weights": (lambda d: [path.unlink() for path in d.glob("model*")], "holds no weights (*.safetensors). Formats such as GGUF"),
     "pickles only": (only_pickles, "holds its weights as pickles only (pytorch_model.bin), which can run any code"),
     "code": (lambda d: (d / "modeling_x.py").write_text(""), "brings Python code that would run in the pod: modeling_x.py. Use"),
-    "a code reference": (lambda d: edit(d, "config.json", auto_map={"AutoModel": "x--y.Z"}), "brings Python code that would run in the pod: config.json (auto_map)."),
+    "a code reference": (
+        lambda d: edit(d, "config.json", auto_map={"AutoModel": "x--y.Z"}),
+        "brings Python code that would run in the pod: config.json (auto_map).",
+    ),
     "a code reference of the tokenizer": (lambda d: edit(d, "tokenizer_config.json", auto_map={}), "tokenizer_config.json (auto_map)."),
     "quantised weights": (lambda d: edit(d, "config.json", quantization_config={"quant_method": "awq"}), "is quantised already (awq)"),
 }

@@ -50,8 +50,7 @@ def test_model_is_identified(given_type: str, given_template: str, knowledge: Kn
             "",
             "",
             known(LLAMA),
-            "has the architecture X, which several types share: set spec.model.type to one of: llama, llama3, yi (chatml | yi), and spec.model.template to one "
-            "of those in brackets.",
+            "which several types share: set spec.model.type to one of: llama, llama3, yi (chatml | yi), and spec.model.template to one of those in brackets.",
         ),
         ("", "chatml", known(LLAMA), "set spec.model.type to one of: llama, llama3, yi."),
         ("", "", known(()), "ms-swift does not know the architecture 'X' of pvc://models/m: set spec.model.type to a type that is built alike."),

@@ -1,0 +1,169 @@
+"""Specs that the API server refuses, each with the field and the words that a user gets to read."""
+
+from typing import Any
+
+import pytest
+from tests.integration.kubectl import Kubectl, merge
+
+JOB: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "support"},
+    "spec": {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "dataset": {"train": [{"source": "s3://datasets/support/train.jsonl"}]},
+        "storage": {"s3": {"uri": "s3://models/finetune"}},
+    },
+}
+ENDPOINT: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "ModelEndpoint",
+    "metadata": {"name": "support"},
+    "spec": {"model": {"source": "hf://Qwen/Qwen3-8B"}, "storage": {"s3": {"uri": "s3://models/finetune"}}},
+}
+NOT_YET = "is not supported by this version"
+
+
+def one_source(uri: str, **fields: Any) -> dict[str, Any]:
+    return {"dataset": {"train": [{"source": uri, **fields}]}}
+
+
+REFUSED_JOBS = [
+    # how YAML and typing go wrong
+    pytest.param({"training": {"learningRate": 3e-6}}, "spec.training.learningRate", "must be of type string", id="a learning rate without quotes"),
+    pytest.param({"training": {"learningRate": "fast"}}, "spec.training.learningRate", "should match", id="a learning rate in words"),
+    pytest.param({"training": {"packing": True}}, "spec.training.packing", "must be of type string", id="On without quotes, which YAML reads as true"),
+    pytest.param({"training": {"epochs": "3"}}, "spec.training.epochs", "must be of type integer", id="a number in quotes"),
+    pytest.param({"training": {"epochs": 1.5}}, "spec.training.epochs", "must be of type integer", id="half an epoch"),
+    pytest.param({"tuning": {"lora": {"dropout": "1.5"}}}, "spec.tuning.lora.dropout", "should match", id="a share above 1"),
+    pytest.param({"resources": {"memory": "16GB"}}, "spec.resources.memory", "should match", id="a unit that Kubernetes does not know"),
+    pytest.param({"resources": {"memory": -1}}, "spec.resources.memory", "greater than or equal to 0", id="less than no memory"),
+    pytest.param({"resources": {"cpu": 1.5}}, "spec.resources.cpu", "must be of type integer,string", id="a fraction of cores without quotes"),
+    # limits
+    pytest.param({"tuning": {"lora": {"rank": 0}}}, "spec.tuning.lora.rank", "greater than or equal to 1", id="an adapter of rank 0"),
+    pytest.param({"training": {"epochs": 0}}, "spec.training.epochs", "greater than or equal to 1", id="no epoch at all"),
+    pytest.param({"training": {"microBatchSize": 0}}, "spec.training.microBatchSize", "greater than or equal to 1", id="an empty micro-batch"),
+    pytest.param({"training": {"microBatchSize": "auto"}}, "spec.training.microBatchSize", "should match", id="auto in lower case"),
+    pytest.param({"training": {"maxLength": 8}}, "spec.training.maxLength", "greater than or equal to 16", id="rows of 8 tokens"),
+    pytest.param({"retries": {"limit": 99}}, "spec.retries.limit", "less than or equal to 20", id="99 retries"),
+    pytest.param({"dataset": {"train": []}}, "spec.dataset.train", "at least 1 items", id="no data"),
+    pytest.param({"tuning": {"lora": {"targetModules": []}}}, "spec.tuning.lora.targetModules", "at least 1 items", id="an adapter for nothing"),
+    # choices
+    pytest.param({"tuning": {"method": "DPO"}}, "spec.tuning.method", 'supported values: "QLoRA", "LoRA"', id="an unknown method"),
+    pytest.param({"tuning": {"quantization": {"bits": 3}}}, "spec.tuning.quantization.bits", 'supported values: "4", "8"', id="3 bits"),
+    pytest.param({"dataset": {"invalidRows": {"policy": "Ignore"}}}, "spec.dataset.invalidRows.policy", '"Reject", "Drop"', id="an unknown row policy"),
+    # references
+    pytest.param({"model": {"source": "Qwen/Qwen3-8B"}}, "spec.model.source", "should match", id="a model without its scheme"),
+    pytest.param({"model": {"source": "hf://Qwen"}}, "spec.model.source", "should match", id="a hub model without its owner"),
+    pytest.param({"model": {"secretRef": {}}}, "spec.model.secretRef.name", "Required value", id="a Secret without a name"),
+    pytest.param(one_source("/data/train.jsonl"), "spec.dataset.train[0].source", "should match", id="a path for a source"),
+    pytest.param(one_source("s3://datasets"), "spec.dataset.train[0].source", "should match", id="a bucket without a key"),
+    pytest.param(one_source("configmap://data"), "spec.dataset.train[0].source", "should match", id="a ConfigMap without a key"),
+    pytest.param({"storage": {"s3": {"uri": "models/finetune"}}}, "spec.storage.s3.uri", "should match", id="a bucket without its scheme"),
+    pytest.param({"storage": {"s3": {"endpoint": "s3:9000"}}}, "spec.storage.s3.endpoint", "should match", id="an S3 endpoint without its scheme"),
+    pytest.param({"inference": {"endpoint": "Support"}}, "spec.inference.endpoint", "should match", id="an endpoint in upper case"),
+    # combinations
+    pytest.param(
+        {"dataset": {"validation": {"sources": [{"source": "s3://datasets/val.jsonl"}], "splitRatio": "0.1"}}},
+        "spec.dataset.validation.splitRatio",
+        "set either validation.sources or validation.splitRatio, not both",
+        id="validation data and a split",
+    ),
+    pytest.param(
+        {"tuning": {"quantization": {"bits": 8, "type": "fp4"}}},
+        "spec.tuning.quantization.type",
+        "type applies to 4 bits only; remove it when bits is 8",
+        id="a 4-bit format for 8 bits",
+    ),
+    pytest.param(
+        {"tuning": {"quantization": {"bits": 8}}, "inference": {}},
+        "spec.inference.engine",
+        "set inference.engine to Swift, or inference.quantization to None",
+        id="an 8-bit base on vLLM",
+    ),
+    # what this version does not do
+    pytest.param({"resources": {"gpus": 2}}, "spec.resources.gpus", f"training on more than one GPU {NOT_YET}", id="two GPUs"),
+    pytest.param({"resources": {"nodes": 2}}, "spec.resources.nodes", f"training on more than one node {NOT_YET}", id="two nodes"),
+    pytest.param({"resources": {"gpuMemory": "8Gi"}}, "spec.resources.gpuMemory", NOT_YET, id="the memory of a GPU"),
+    pytest.param({"queue": {"name": "team-a"}}, "spec.queue", f"queueing with Kueue {NOT_YET}", id="a queue"),
+    pytest.param({"evaluation": {}}, "spec.evaluation", f"the evaluation gate {NOT_YET}", id="a gate"),
+    pytest.param({"activeDeadlineSeconds": 60}, "spec.activeDeadlineSeconds", f"a deadline {NOT_YET}", id="a deadline"),
+    pytest.param({"ttlSecondsAfterFinished": 60}, "spec.ttlSecondsAfterFinished", f"deletion of finished jobs {NOT_YET}", id="a time to live"),
+    pytest.param({"training": {"packing": "On"}}, "spec.training.packing", f"packing: On {NOT_YET}", id="packing"),
+    pytest.param({"training": {"extraArgs": {"a": "b"}}}, "spec.training.extraArgs", f"extraArgs {NOT_YET}", id="extra arguments"),
+    pytest.param(
+        {"inference": {"resources": {"gpus": 2}}}, "spec.inference.resources.gpus", f"serving on more than one GPU {NOT_YET}", id="serving on two GPUs"
+    ),
+    pytest.param(one_source("hf://datasets/a/b"), "spec.dataset.train[0].source", f"an hf://datasets source {NOT_YET}", id="data from a hub"),
+    pytest.param(one_source("https://example.com/a"), "spec.dataset.train[0].source", f"an https:// source {NOT_YET}", id="data from the web"),
+    pytest.param(one_source("s3://datasets/a", samples=9), "spec.dataset.train[0].samples", f"a per-source sample count {NOT_YET}", id="some rows of a file"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "message"), REFUSED_JOBS)
+def test_a_job_is_refused(kubectl: Kubectl, change: dict[str, Any], field: str, message: str) -> None:
+    said = kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=merge(JOB, {"spec": change}))
+
+    assert any(f"{field}: " in line and message in line for line in said.splitlines()), said
+
+
+REFUSED_ENDPOINTS = [
+    pytest.param({"gate": {}}, "spec.gate", f"the evaluation gate {NOT_YET}", id="a gate"),
+    pytest.param({"version": "support-1"}, "spec.version", f"pinning a version {NOT_YET}", id="a pinned version"),
+    pytest.param({"keepPrevious": 1}, "spec.keepPrevious", f"keeping the previous version's pods {NOT_YET}", id="previous versions kept"),
+    pytest.param({"strategy": {"type": "Canary"}}, "spec.strategy.type", f"a rollout other than BlueGreen {NOT_YET}", id="a canary"),
+    pytest.param({"replicas": -1}, "spec.replicas", "greater than or equal to 0", id="fewer than no replicas"),
+    pytest.param({"candidate": {}}, "spec.candidate.adapter", "Required value", id="a candidate without an adapter"),
+    pytest.param(
+        {"candidate": {"adapter": {"uri": "s3://models/a", "manifestSha256": "latest"}}},
+        "spec.candidate.adapter.manifestSha256",
+        "should match",
+        id="a digest that is none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "message"), REFUSED_ENDPOINTS)
+def test_an_endpoint_is_refused(kubectl: Kubectl, change: dict[str, Any], field: str, message: str) -> None:
+    said = kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=merge(ENDPOINT, {"spec": change}))
+
+    assert any(f"{field}: " in line and message in line for line in said.splitlines()), said
+
+
+@pytest.mark.parametrize("sample", [JOB, ENDPOINT], ids=["FineTuneJob", "ModelEndpoint"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("a" * 53, "metadata.name may have at most 52 characters", id="a name of 53 characters"),
+        pytest.param("3-llamas", "begin with a letter: a Service is named after it", id="a name that begins with a digit"),
+        pytest.param("v1.2", "lower-case letters, digits and dashes", id="a name with a dot"),
+    ],
+)
+def test_a_name_is_refused_that_no_child_can_carry(kubectl: Kubectl, sample: dict[str, Any], name: str, message: str) -> None:
+    assert message in kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=merge(sample, {"metadata": {"name": name}}))
+
+
+def test_a_name_of_52_characters_is_taken(kubectl: Kubectl) -> None:
+    kubectl("create", "--dry-run=server", "-f", "-", stdin=merge(JOB, {"metadata": {"name": "a" * 52}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        pytest.param({"training": {"learning_rate": "1e-4"}}, "spec.training.learning_rate", id="snake case"),
+        pytest.param({"trainng": {}}, "spec.trainng", id="a misspelt section"),
+        pytest.param({"dataset": {"train": [{"source": "s3://datasets/a", "split": "x"}]}}, "spec.dataset.train[0].split", id="inside a list"),
+    ],
+)
+def test_an_unknown_field_is_refused(kubectl: Kubectl, change: dict[str, Any], field: str) -> None:
+    said = kubectl.refused("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=merge(JOB, {"spec": change}))
+
+    assert f'unknown field "{field}"' in said
+
+
+@pytest.mark.parametrize("section", ["model", "dataset", "storage"])
+def test_a_section_without_a_default_is_required(kubectl: Kubectl, section: str) -> None:
+    job = merge(JOB, {})
+    job["spec"] = {key: value for key, value in JOB["spec"].items() if key != section}
+
+    assert f"spec.{section}: Required value" in kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=job)

@@ -1,0 +1,235 @@
+"""The operator against a real API server and the real Job controller; the tests stand in for the kubelet only."""
+
+import json
+import signal
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.kubectl import Kubectl
+from tests.integration.operator_process import Namespace, Operator, wait
+
+ADAPTER = {"uri": "s3://models/ft/x/adapter", "manifestSha256": "a" * 64}
+PREPARED = json.dumps({"step": "prepare", "reason": "Completed", "message": "120 rows", "data": {"trainRows": 120, "validationRows": 6}})
+TRAINED = json.dumps({"step": "train", "reason": "Completed", "message": "40 steps", "train": {"step": 40, "totalSteps": 40, "loss": 0.5, "adapter": ADAPTER}})
+
+
+def finetunejob(name: str = "support", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "s3://models/base", "type": "qwen3", "template": "qwen3"},
+            "dataset": {"train": [{"source": "s3://data/train.jsonl"}]},
+            "storage": {"s3": {"uri": "s3://models/ft", "endpoint": "http://s3:7070", "secretRef": {"name": "s3"}}},
+            "retries": {"limit": 1, "backoffSeconds": 1},
+            **spec,
+        },
+    }
+
+
+@pytest.fixture
+def here(kubectl: Kubectl) -> Iterator[Namespace]:
+    namespace = Namespace(kubectl)
+    yield namespace
+    kubectl("delete", "finetunejobs,modelendpoints", "--all", "--wait=true", "--timeout=30s")
+    wait("an empty namespace", lambda: not namespace.items("jobs,pods,deployments", "app.kubernetes.io/managed-by=finetune-operator") or _reap(namespace), 60)
+
+
+def _reap(namespace: Namespace) -> bool:
+    """There is no kubelet that would confirm the end of deleted pods."""
+    namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
+    return False
+
+
+@pytest.fixture(scope="module")
+def process(kubeconfig: Path, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    found = Operator(kubeconfig, kubectl.namespace, tmp_path_factory.mktemp("operator") / "log")
+    yield found
+    code = found.stop()
+    print(found.log())
+    assert code == 0
+
+
+@pytest.fixture
+def operator(process: Operator) -> Iterator[Operator]:
+    if not process.running:
+        process.start()
+    yield process
+
+
+def prepared(here: Namespace) -> None:
+    here.end(here.pod("Prepare")["metadata"]["name"], 0, PREPARED)
+
+
+def phase(here: Namespace, wanted: str, name: str = "support") -> dict[str, Any]:
+    return wait(f"phase {wanted}", lambda: s if (s := here.status(name)).get("phase") == wanted else {})
+
+
+def reason(here: Namespace, wanted: str, name: str = "support") -> dict[str, Any]:
+    return wait(f"reason {wanted}", lambda: s if (s := here.status(name)).get("reason") == wanted else {})
+
+
+def test_from_apply_to_a_served_version(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob(inference={}))
+    pod = here.pod("Prepare")
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    here.run(pod["metadata"]["name"])
+    assert reason(here, "Running")["phase"] == "Preparing"
+    here.end(pod["metadata"]["name"], 0, PREPARED)
+    train = here.pod("Train")
+    assert train["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    here.run(train["metadata"]["name"])
+    phase(here, "Training")
+    here.end(train["metadata"]["name"], 0, TRAINED)
+    phase(here, "Deploying")
+    serving = wait("a serving pod", lambda: here.items("pods", "finetune.dev/endpoint=support"))[0]
+    assert serving["spec"]["initContainers"][0]["args"] == ["fetch"]
+    here.run(serving["metadata"]["name"])
+    status = phase(here, "Succeeded")
+    assert status["endpoint"]["url"].startswith("http://support.")
+    service = here.get("service", "support")
+    assert service["spec"]["selector"]["finetune.dev/version"] == here.get("modelendpoint", "support")["status"]["versions"][0]["name"]
+    assert "Warning" not in {e["type"] for e in here.items("events") if e["involvedObject"]["kind"] == "FineTuneJob"}
+
+
+def test_nothing_on_the_object_keeps_it_from_being_deleted_while_the_operator_is_down(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    here.pod("Prepare")
+    operator.stop(signal.SIGKILL)
+    meta = here.get("finetunejob", "support")["metadata"]
+    assert "finalizers" not in meta
+    assert all("kopf" not in key for key in meta.get("annotations", {}))
+    here.kubectl("delete", "finetunejob", "support", "--timeout=10s")
+    wait("no Job and no ConfigMap is left", lambda: not [o for o in here.items("jobs,configmaps") if "support" in o["metadata"]["name"]])
+
+
+def test_a_crash_is_tried_again_within_the_limit_and_then_final(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    prepared(here)
+    here.end(here.pod("Train", 1)["metadata"]["name"], 1, json.dumps({"step": "train", "reason": "TrainingCrashed", "message": "boom"}))
+    here.end(here.pod("Train", 2)["metadata"]["name"], 137, "", "OOMKilled")
+    status = phase(here, "Failed")
+    assert status["reason"] == "HostOutOfMemory"
+    assert "spec.resources.memory" in status["message"]
+    assert [(a["step"], a["number"], a.get("exitCode")) for a in status["attempts"]] == [("Prepare", 1, 0), ("Train", 1, 1), ("Train", 2, 137)]
+    assert status["failures"] == {"Train": 2}
+
+
+def test_bad_data_are_final_at_once(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    here.end(here.pod("Prepare")["metadata"]["name"], 21, json.dumps({"step": "prepare", "reason": "DataInvalid", "message": "train.jsonl:7: empty answer"}))
+    assert phase(here, "Failed")["message"] == "train.jsonl:7: empty answer"
+    assert not here.items("jobs", "finetune.dev/step=Train")
+
+
+def test_an_interrupted_pod_is_replaced_in_the_same_attempt(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    prepared(here)
+    first = here.pod("Train")["metadata"]["name"]
+    here.run(first)
+    wait("the first pod is recorded", lambda: [a for a in here.status().get("attempts", []) if a.get("pod") == first])
+    here.end(first, 10, json.dumps({"step": "train", "reason": "Interrupted", "message": "checkpoint 20 committed"}))
+    second = here.pod("Train", not_named=first)["metadata"]["name"]
+    here.run(second)
+    status = wait("the interruption is counted", lambda: s if (s := here.status()).get("interruptions") else {})
+    assert (status["attempt"], status["interruptions"], status["failures"]) == (1, 1, {})
+
+
+def test_a_waiting_pod_is_explained(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    here.hold(here.pod("Prepare")["metadata"]["name"], "CreateContainerConfigError", 'secret "s3" not found')
+    assert '"s3" does not exist' in reason(here, "SecretNotFound")["message"]
+
+
+def test_a_name_that_is_taken_is_said_and_the_others_object_is_left_alone(operator: Operator, here: Namespace) -> None:
+    here.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "support-config"}, "data": {"mine": "yes"}}, finetunejob())
+    assert "ConfigMap support-config" in reason(here, "NameConflict")["message"]
+    assert here.get("configmap", "support-config")["data"] == {"mine": "yes"}
+    assert not here.items("jobs")
+    here.kubectl("delete", "configmap", "support-config")
+
+
+def test_an_operator_killed_at_any_step_goes_on_where_it_was(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    name = here.pod("Prepare")["metadata"]["name"]
+    operator.stop(signal.SIGKILL)
+    here.end(name, 0, PREPARED)
+    operator.start()
+    train = here.pod("Train")["metadata"]["name"]
+    operator.stop(signal.SIGKILL)
+    here.end(train, 0, TRAINED)
+    operator.start()
+    status = phase(here, "Succeeded")
+    assert [(a["step"], a["number"]) for a in status["attempts"]] == [("Prepare", 1), ("Train", 1)]
+    assert len(here.items("jobs")) == 2
+
+
+def test_a_deleted_training_job_is_made_again_and_a_deleted_service_too(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob(inference={}))
+    prepared(here)
+    old = here.pod("Train")["metadata"]["name"]
+    here.kubectl("delete", "job", "support-train-1", "--wait=false")
+    here.kubectl("delete", "pod", old, "--force", "--grace-period=0", "--wait=false", "--ignore-not-found")
+    here.end(here.pod("Train", not_named=old)["metadata"]["name"], 0, TRAINED)
+    wait("the service", lambda: here.get("service", "support"))
+    here.kubectl("delete", "service", "support")
+    wait("the service again", lambda: here.get("service", "support"))
+
+
+REPORT = {
+    "trainerStatus": {
+        "progressPercentage": 30,
+        "lastUpdatedTime": "2027-01-15T08:00:00Z",
+        "metrics": [{"name": "step", "value": "12"}, {"name": "totalSteps", "value": "40"}, {"name": "loss", "value": "1.08"}],
+    }
+}
+
+
+class TestProgressReports:
+    def post(self, operator: Operator, here: Namespace, token: str, body: bytes | None = None, job: str = "support") -> int:
+        context = ssl.create_default_context(cadata=here.get("configmap", "support-config")["data"]["status-ca.crt"])
+        url = f"https://localhost:{operator.status_port}/v1alpha1/namespaces/{here.kubectl.namespace}/finetunejobs/{job}/status"
+        data = json.dumps(REPORT).encode() if body is None else body
+        request = urllib.request.Request(url, data, {"Authorization": f"Bearer {token}"} if token else {})
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return int(error.code)
+
+    def token(self, here: Namespace, pod: dict[str, Any], audience: str = "finetune-operator") -> str:
+        bound = ("--bound-object-kind", "Pod", "--bound-object-name", pod["metadata"]["name"], "--bound-object-uid", pod["metadata"]["uid"])
+        return here.kubectl("create", "token", "default", "--audience", audience, *bound).strip()
+
+    def test_only_a_pod_of_the_job_may_report_and_what_it_reports_is_shown(self, operator: Operator, here: Namespace) -> None:
+        here.apply(finetunejob())
+        prepared(here)
+        pod = here.pod("Train")
+        here.run(pod["metadata"]["name"])
+        phase(here, "Training")
+        good = self.token(here, pod)
+        unbound = here.kubectl("create", "token", "default", "--audience", "finetune-operator").strip()
+        assert self.post(operator, here, "") == 401
+        assert self.post(operator, here, "nonsense") == 401
+        assert self.post(operator, here, self.token(here, pod, "https://kubernetes.default.svc")) == 401
+        assert self.post(operator, here, unbound) == 403
+        assert self.post(operator, here, good, job="another") == 403
+        assert self.post(operator, here, good, b"x" * 70_000) == 413
+        assert self.post(operator, here, good, b"[]") == 422
+        assert self.post(operator, here, good) == 200
+        status = wait("the progress", lambda: s if (s := here.status()).get("display") else {}, 30)
+        assert (status["display"]["step"], status["progress"]["loss"], status["progress"]["percent"]) == ("12/40", "1.08", 30)
+
+    def test_health_and_metrics_are_served(self, operator: Operator, here: Namespace) -> None:
+        here.apply(finetunejob())
+        here.pod("Prepare")
+        with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/readyz", timeout=5) as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=5) as answer:
+            assert 'finetune_reconciles_total{result="success"}' in answer.read().decode()

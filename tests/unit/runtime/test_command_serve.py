@@ -1,0 +1,144 @@
+"""The engines' command lines: base as trained, prompt as trained, one adapter under its name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_runtime.contract.artefact import Kind, Manifest
+from finetune_runtime.contract.config import ServeConfig
+from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.hardware import Gpu, Hardware
+from finetune_runtime.serve.command import check_served, environment, swift, vllm
+
+GPU = Hardware((Gpu("NVIDIA L4", 24 * 2**30),))
+OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
+CPU = Hardware()
+NF4 = {"method": "bnb", "bits": 4, "type": "nf4", "doubleQuant": True, "computeDtype": "bfloat16"}
+
+
+def config(**fields: Any) -> ServeConfig:
+    base: dict[str, Any] = {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "storage": {"uri": "s3://models"},
+        "adapter": {"uri": "s3://models/n/j/u/adapter", "manifestSha256": "a" * 64},
+        "engine": "vLLM",
+        "quantization": "AsTrained",
+        "servedName": "support",
+        "maxLength": 2048,
+    }
+    return ServeConfig.model_validate(base | fields)
+
+
+def manifest(**details: Any) -> Manifest:
+    known = {"loraRank": 64, "modelType": "qwen3", "template": "qwen3", "system": "", "computeDtype": "bfloat16", "quantization": NF4}
+    return Manifest(
+        kind=Kind.ADAPTER,
+        files=[],
+        config_hash="h",
+        base_model="hf://Qwen/Qwen3-8B",
+        details={name: value for name, value in (known | details).items() if value is not None},
+    )
+
+
+def line(engine: str, *, hardware: Hardware = GPU, fields: dict[str, Any] | None = None, **details: Any) -> str:
+    build = {"vLLM": vllm, "Swift": swift}[engine]
+    words = build(config(engine=engine, **fields or {}), manifest(**details), hardware, model=Path("/scratch/model"), adapter=Path("/scratch/adapter"))
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("trained", "allowed"),
+    [(1, 1), (4, 8), (8, 8), (9, 16), (24, 32), (64, 64), (65, 128), (200, 256), (300, 320), (321, 512), (512, 512)],
+)
+def test_vllm_gets_the_next_rank_that_it_has_kernels_for(trained: int, allowed: int) -> None:
+    assert f"--max-lora-rank {allowed} " in line("vLLM", loraRank=trained)
+
+
+def test_vllm_serves_base_and_adapter_with_the_artefacts_template() -> None:
+    command = line("vLLM")
+    assert command.startswith("vllm serve /scratch/model --host 0.0.0.0 --port 8000 --served-model-name base ")
+    assert "--lora-modules support=/scratch/adapter --chat-template /scratch/adapter/chat_template.jinja" in command
+    assert "--max-model-len 2048" in command
+
+
+@pytest.mark.parametrize(
+    ("fields", "details", "hardware", "present", "absent", "case"),
+    [
+        ({}, {}, GPU, "--dtype bfloat16 --quantization bitsandbytes", "--enforce-eager", "QLoRA as trained"),
+        ({"quantization": "None"}, {}, GPU, "--dtype bfloat16", "--quantization", "a 16-bit base, because the user asks for it"),
+        ({}, {"quantization": None}, GPU, "--dtype bfloat16", "--quantization", "LoRA was trained on a 16-bit base"),
+        ({}, {"computeDtype": "float16"}, OLD_GPU, "--dtype float16 --quantization bitsandbytes", "bfloat16", "float16 as trained"),
+        ({}, {}, OLD_GPU, "--dtype float16", "bfloat16", "the 16 bits that the GPU has"),
+        ({}, {"computeDtype": "float32"}, CPU, "--dtype bfloat16 --quantization bitsandbytes", "float32", "bitsandbytes does not start in float32"),
+        ({}, {}, CPU, "--enforce-eager", "--trust-remote-code", "sizes for a development machine"),
+        ({"model": {"source": "hf://Qwen/Qwen3-8B", "trustRemoteCode": True}}, {}, GPU, "--trust-remote-code", "--enforce-eager", "remote code accepted"),
+    ],
+)
+def test_vllm_options(fields: dict[str, Any], details: dict[str, Any], hardware: Hardware, present: str, absent: str, case: str) -> None:
+    command = line("vLLM", hardware=hardware, fields=fields, **details)
+    assert present in command, case
+    assert absent not in command, case
+
+
+def test_swift_serves_base_and_adapter_without_repeating_the_prompts_prefix() -> None:
+    words = swift(config(engine="Swift"), manifest(), GPU, model=Path("/scratch/engine-model"), adapter=Path("/scratch/adapter"))
+    flags = dict(zip(words[3::2], words[4::2], strict=True))
+    assert words[1:3] == ["-m", "swift.cli.deploy"]
+    assert flags["--adapters"] == "support=/scratch/adapter"
+    assert flags["--served_model_name"] == "base"
+    assert flags["--load_args"] == "false"
+    assert (flags["--template_backend"], flags["--response_prefix"]) == ("jinja", "")
+    assert (flags["--quant_bits"], flags["--bnb_4bit_quant_type"], flags["--bnb_4bit_use_double_quant"]) == ("4", "nf4", "true")
+    assert flags["--verbose"] == "false"
+    assert "--system" not in flags
+
+
+@pytest.mark.parametrize(
+    ("fields", "details", "present", "absent", "case"),
+    [
+        ({}, {"quantization": NF4 | {"bits": 8}}, "--quant_bits 8", "bnb_4bit", "8 bits"),
+        ({}, {"quantization": None}, "--torch_dtype bfloat16", "quant", "LoRA"),
+        ({"quantization": "None"}, {}, "--torch_dtype bfloat16", "quant", "a 16-bit base, because the user asks for it"),
+        ({}, {"system": "Be brief."}, "--system Be brief.", "--load_args true", "the job's system prompt, not the template's"),
+    ],
+)
+def test_swift_options(fields: dict[str, Any], details: dict[str, Any], present: str, absent: str, case: str) -> None:
+    command = line("Swift", fields=fields, **details)
+    assert present in command, case
+    assert absent not in command, case
+
+
+@pytest.mark.parametrize(
+    ("fields", "details", "cure", "case"),
+    [
+        ({"model": {"source": "hf://Qwen/Qwen3-4B"}}, {}, "its own base only", "an adapter of another base"),
+        ({}, {"quantization": NF4 | {"bits": 8}}, "engine to Swift", "8 bits under vLLM"),
+        ({}, {"quantization": NF4 | {"type": "fp4"}}, "engine to Swift", "fp4 under vLLM"),
+    ],
+)
+def test_what_could_only_answer_badly_is_refused_with_the_cure(fields: dict[str, Any], details: dict[str, Any], cure: str, case: str) -> None:
+    with pytest.raises(StepError, match=cure) as caught:
+        check_served(config(**fields), manifest(**details))
+    assert (caught.value.code, caught.value.reason) == (Exit.INVALID_CONFIG, Reason.INVALID_CONFIG), case
+
+
+@pytest.mark.parametrize(
+    ("fields", "details"),
+    [
+        ({}, {}),
+        ({}, {"quantization": None}),
+        ({"engine": "Swift"}, {"quantization": NF4 | {"bits": 8}}),
+        ({"quantization": "None"}, {"quantization": NF4 | {"bits": 8}}),
+    ],
+)
+def test_what_the_engine_can_serve_is_accepted(fields: dict[str, Any], details: dict[str, Any]) -> None:
+    check_served(config(**fields), manifest(**details))
+
+
+def test_the_engine_gets_no_secrets_and_no_telemetry() -> None:
+    found = environment({"AWS_SECRET_ACCESS_KEY": "s", "HF_TOKEN": "t", "PATH": "/bin"}, Path("/scratch"), CPU, threads=2)
+    assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN"} & set(found)
+    assert found["HF_HUB_OFFLINE"] == found["VLLM_NO_USAGE_STATS"] == found["DO_NOT_TRACK"] == "1"
+    assert (found["OMP_NUM_THREADS"], found["TORCHDYNAMO_DISABLE"]) == ("2", "1")
+    assert "OMP_NUM_THREADS" not in environment({}, Path("/scratch"), GPU, threads=2)

@@ -1,0 +1,224 @@
+"""The ms-swift command: every typed field arrives, every known trap is avoided."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.result import Exit, StepError
+from finetune_runtime.hardware import Gpu, Hardware
+from finetune_runtime.train.command import PLUGIN, Inputs, arguments, dtype, environment
+
+GPU = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * 2**30),), liger=True)
+TWO_GPUS = Hardware((Gpu("NVIDIA L4", 24 * 2**30), Gpu("NVIDIA L4", 24 * 2**30)), liger=True)
+OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
+CPU = Hardware()
+INPUTS = Inputs(Path("/scratch/model"), Path("/scratch/dataset"), "qwen3", "qwen3", validation=True)
+
+
+def config(**sections: Any) -> JobConfig:
+    base: dict[str, Any] = {
+        "job": {"namespace": "n", "name": "j", "uid": "u"},
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "dataset": {"train": [{"source": "s3://datasets/support/clean_train.json"}]},
+        "tuning": {},
+        "training": {},
+        "checkpoints": {},
+        "storage": {"uri": "s3://models/finetune"},
+    }
+    return JobConfig.model_validate(base | sections)
+
+
+def flags(hardware: Hardware = GPU, inputs: Inputs = INPUTS, *, micro_batch: int = 1, resume_from: Path | None = None, **sections: Any) -> dict[str, str]:
+    words = arguments(config(**sections), inputs, hardware, micro_batch=micro_batch, output=Path("/scratch/output"), resume_from=resume_from)
+    names = [number for number, word in enumerate(words) if word.startswith("--")]
+    assert len({words[number] for number in names}) == len(names), "a flag is given twice"
+    return {words[a]: " ".join(words[a + 1 : b]) for a, b in zip(names, [*names[1:], len(words)], strict=True)}
+
+
+def test_the_defaults_are_the_command_of_the_guide() -> None:
+    guide = {
+        "--model_type": "qwen3",
+        "--template": "qwen3",
+        "--num_train_epochs": "3",
+        "--per_device_train_batch_size": "1",
+        "--gradient_accumulation_steps": "16",
+        "--learning_rate": "3e-6",
+        "--max_length": "1024",
+        "--logging_steps": "1",
+        "--save_steps": "100",
+        "--eval_steps": "100",
+        "--eval_strategy": "steps",
+        "--lora_rank": "64",
+        "--lora_alpha": "128",
+        "--lora_dropout": "0.05",
+        "--gradient_checkpointing": "true",
+        "--quant_method": "bnb",
+        "--quant_bits": "4",
+        "--bnb_4bit_compute_dtype": "bfloat16",
+        "--bnb_4bit_quant_type": "nf4",
+        "--bnb_4bit_use_double_quant": "true",
+    }
+    assert flags().items() >= guide.items()
+
+
+def test_known_traps_are_avoided_whatever_the_job() -> None:
+    traps = {
+        "--check_model": "false",
+        "--add_version": "false",
+        "--create_checkpoint_symlink": "false",
+        "--split_dataset_ratio": "0",
+        "--streaming": "false",
+        "--lazy_tokenize": "false",
+        "--truncation_strategy": "delete",
+        "--strict": "true",
+        "--dataloader_num_workers": "0",
+        "--save_strategy": "steps",
+        "--logging_nan_inf_filter": "false",
+        "--external_plugins": str(PLUGIN),
+        "--callbacks": "finetune",
+    }
+    assert flags().items() >= traps.items()
+    assert PLUGIN.exists()
+
+
+def test_each_field_of_the_job_arrives() -> None:
+    found = flags(
+        tuning={
+            "quantization": {"bits": 4, "type": "fp4", "doubleQuant": False, "computeDtype": "float16"},
+            "lora": {"rank": 8, "alpha": 32, "dropout": "0", "targetModules": ["q_proj", "v_proj"]},
+        },
+        training={"epochs": 2, "learningRate": "1e-4", "maxLength": 512, "effectiveBatchSize": 12, "seed": 7, "evalSteps": 11, "loggingSteps": 3},
+        checkpoints={"everySteps": 13},
+        micro_batch=4,
+        resume_from=Path("/scratch/resume/checkpoint-30"),
+    )
+    expected = {
+        "--model": "/scratch/model",
+        "--dataset": "/scratch/dataset/train.jsonl",
+        "--val_dataset": "/scratch/dataset/val.jsonl",
+        "--output_dir": "/scratch/output",
+        "--bnb_4bit_quant_type": "fp4",
+        "--bnb_4bit_use_double_quant": "false",
+        "--bnb_4bit_compute_dtype": "float16",
+        "--torch_dtype": "float16",
+        "--fp16": "true",
+        "--bf16": "false",
+        "--lora_rank": "8",
+        "--lora_alpha": "32",
+        "--lora_dropout": "0",
+        "--target_modules": "q_proj v_proj",
+        "--num_train_epochs": "2",
+        "--learning_rate": "1e-4",
+        "--max_length": "512",
+        "--per_device_train_batch_size": "4",
+        "--per_device_eval_batch_size": "4",
+        "--gradient_accumulation_steps": "3",
+        "--seed": "7",
+        "--data_seed": "7",
+        "--eval_steps": "11",
+        "--logging_steps": "3",
+        "--save_steps": "13",
+        "--resume_from_checkpoint": "/scratch/resume/checkpoint-30",
+    }
+    assert found.items() >= expected.items()
+
+
+def test_without_validation_rows_nothing_asks_for_an_evaluation() -> None:
+    found = flags(inputs=Inputs(INPUTS.model, INPUTS.dataset, "llama", "chatml", validation=False))
+    assert found["--eval_strategy"] == "no"
+    assert "--val_dataset" not in found
+    assert "--eval_steps" not in found
+
+
+def test_eight_bits_have_no_four_bit_flags() -> None:
+    found = flags(tuning={"quantization": {"bits": 8}})
+    assert found["--quant_bits"] == "8"
+    assert not [name for name in found if "4bit" in name]
+
+
+def test_lora_has_no_quantization_flags() -> None:
+    found = flags(tuning={"method": "LoRA"})
+    assert not [name for name in found if "quant" in name or "4bit" in name]
+    assert found["--torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hardware", "checkpointing", "case"),
+    [
+        ("Auto", GPU, "true", "Auto is on where memory is scarce"),
+        ("Auto", CPU, "false", "and off on a CPU"),
+        ("Off", GPU, "false", "the user's word"),
+        ("On", CPU, "true", "the user's word"),
+    ],
+)
+def test_gradient_checkpointing(wanted: str, hardware: Hardware, checkpointing: str, case: str) -> None:
+    assert flags(hardware, training={"gradientCheckpointing": wanted})["--gradient_checkpointing"] == checkpointing, case
+
+
+@pytest.mark.parametrize(
+    ("hardware", "expected", "case"),
+    [
+        (GPU, "true", "one GPU"),
+        (TWO_GPUS, "false", "ms-swift refuses it with a device map over several GPUs"),
+        (OLD_GPU, "false", "the package is not installed"),
+        (CPU, "false", "its kernels need a GPU"),
+    ],
+)
+def test_fused_kernels_are_used_where_they_work(hardware: Hardware, expected: str, case: str) -> None:
+    assert flags(hardware, tuning={"quantization": {"computeDtype": "float16"}})["--use_liger_kernel"] == expected, case
+
+
+def test_only_a_cpu_is_told_to_be_one() -> None:
+    assert flags(CPU)["--use_cpu"] == "true"
+    assert "--use_cpu" not in flags(GPU)
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted", "hardware", "expected", "case"),
+    [
+        ("QLoRA", "bfloat16", GPU, "bfloat16", "as asked"),
+        ("QLoRA", "float16", GPU, "float16", "as asked"),
+        ("QLoRA", "float32", GPU, "float32", "as asked"),
+        ("QLoRA", "float16", OLD_GPU, "float16", "as asked"),
+        ("LoRA", "float32", GPU, "bfloat16", "the quantisation's type does not concern LoRA"),
+        ("LoRA", "bfloat16", OLD_GPU, "float16", "the 16 bits that the GPU has"),
+        ("QLoRA", "bfloat16", CPU, "bfloat16", "as asked"),
+        ("QLoRA", "float16", CPU, "float32", "training in float16 needs a GPU"),
+    ],
+)
+def test_number_format(method: str, wanted: str, hardware: Hardware, expected: str, case: str) -> None:
+    tuning = config(tuning={"method": method, "quantization": {"computeDtype": wanted}}).tuning
+    assert dtype(tuning, hardware) == expected, case
+
+
+def test_a_format_that_the_gpu_lacks_is_refused_with_the_cure() -> None:
+    with pytest.raises(StepError, match=r"Tesla T4.*computeDtype to float16") as caught:
+        dtype(config().tuning, OLD_GPU)
+    assert caught.value.code is Exit.INVALID_CONFIG
+
+
+def test_float32_does_not_turn_mixed_precision_on() -> None:
+    found = flags(tuning={"quantization": {"computeDtype": "float32"}})
+    assert (found["--torch_dtype"], found["--bf16"], found["--fp16"]) == ("float32", "false", "false")
+
+
+def test_the_training_process_gets_no_secrets_no_network_and_writable_caches() -> None:
+    base = {
+        "PATH": "/bin",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_SESSION_TOKEN": "t",
+        "HF_TOKEN": "h",
+        "PYTHONPATH": "/app",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    found = environment(base, Path("/scratch"), threads=4, events_fd=7, staging=Path("/scratch/staged"))
+    assert not [name for name in found if "AWS" in name or "TOKEN" in name.removeprefix("TOKENIZERS")]
+    assert found["HF_HUB_OFFLINE"] == "1"
+    assert found["OMP_NUM_THREADS"] == "4"
+    assert found["CUDA_VISIBLE_DEVICES"] == "0"
+    assert found["PYTHONPATH"].endswith(":/app")
+    for name in ("HOME", "HF_HOME", "MODELSCOPE_CACHE"):
+        assert found[name].startswith("/scratch/"), name
