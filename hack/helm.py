@@ -25,20 +25,21 @@ def binary() -> str:
     cache = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache/finetune-operator")
     found = shutil.which("helm", path=f"{cache / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
     if not found:
-        raise HelmError("helm was not found: install Helm 3.14 or later, or run tests/devcluster/install")
+        raise HelmError("helm was not found: install Helm 3.17 or later, or run tests/devcluster/install")
     return found
 
 
-def template(root: Path, values: Mapping[str, Any] | None = None, *options: str, release: str = RELEASE) -> str:
+def template(root: Path, values: Mapping[str, Any] | None = None, *options: str, release: str = RELEASE, namespace: str = NAMESPACE) -> str:
     """YAML of the chart below `root` with `values` over its defaults. Raises HelmError."""
-    command = [binary(), "template", release, str(root / CHART), "--namespace", NAMESPACE, "--kube-version", KUBE_VERSION, "--values", "-", *options]
+    command = [binary(), "template", release, str(root / CHART), "--namespace", namespace, "--kube-version", KUBE_VERSION, "--values", "-", *options]
     result = subprocess.run(command, input=json.dumps(values or {}), capture_output=True, text=True, check=False)
     if result.returncode:
         raise HelmError(result.stderr.strip())
     return result.stdout
 
 
-def objects(root: Path, values: Mapping[str, Any] | None = None, *options: str, release: str = RELEASE) -> list[dict[str, Any]]:
+def objects(root: Path, values: Mapping[str, Any] | None = None, *options: str, release: str = RELEASE, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
     """The rendered objects, parsed."""
-    documents = yaml.load_all(template(root, values, *options, release=release), Loader=yaml.CSafeLoader)  # the CRDs take seconds without C
+    text = template(root, values, *options, release=release, namespace=namespace)
+    documents = yaml.load_all(text, Loader=yaml.CSafeLoader)  # the CRDs take seconds without C
     return [document for document in documents if document]

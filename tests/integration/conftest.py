@@ -1,9 +1,10 @@
-"""A real API server with the CRDs installed, and a fresh namespace for each module.
+"""A real API server with the CRDs installed, a fresh namespace for each module, and the operator's own account in it.
 
 KUBECONFIG_TEST names the kubeconfig of a cluster to use. Without it the control plane `ftcp` of tests/devcluster is
 used; it is started when it is not up, and then stopped at the end. CRDs and namespaces are made there.
 """
 
+import json
 import os
 import subprocess
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hack.helm import RELEASE, objects
 from tests.integration.kubectl import Kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,3 +54,19 @@ def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
     cluster("create", "namespace", namespace)
     yield cluster.within(namespace)
     cluster("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def operator_kubeconfig(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Kubeconfig of an operator of the module's namespace, with exactly the rights that the chart gives it."""
+    values = {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": [kubectl.namespace], "crds": {"install": False}}
+    kinds = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    rights = {"apiVersion": "v1", "kind": "List", "items": [o for o in objects(ROOT, values, namespace=kubectl.namespace) if o["kind"] in kinds]}
+    kubectl("apply", "-f", "-", stdin=rights)
+
+    config = json.loads(kubectl("config", "view", "--raw", "-o", "json"))
+    config["users"][0]["user"] = {"token": kubectl("create", "token", RELEASE)}
+    path = tmp_path_factory.mktemp("account") / "kubeconfig"
+    path.write_text(json.dumps(config))
+    yield path
+    kubectl("delete", "-f", "-", stdin=rights)

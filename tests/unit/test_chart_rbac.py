@@ -18,7 +18,7 @@ OPERATOR = {
     "batch/jobs": ALL,
     "apps/deployments": ALL,
     "/services": ALL,
-    "/configmaps": {"create", "patch", "delete"},
+    "/configmaps": {"get", "create", "patch", "delete"},
     "/pods": READ,
     "/events": {"create", "patch"},
 }

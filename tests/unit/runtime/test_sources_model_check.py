@@ -34,9 +34,13 @@ def cut(directory: Path, name: str) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def only_pickles(directory: Path) -> None:
+def no_weights(directory: Path) -> None:
     for path in directory.glob("model*"):
         path.unlink()
+
+
+def only_pickles(directory: Path) -> None:
+    no_weights(directory)
     (directory / "pytorch_model.bin").write_bytes(b"pickle")
 
 
@@ -82,7 +86,7 @@ UNSOUND: dict[str, tuple[Break, str]] = {
     "a shard cut by one byte": (lambda d: cut(d, SHARDS[0]), f"/{SHARDS[0]} is {SIZE - 1} bytes instead of {SIZE}: the copy was cut short"),
     "a shard cut in its header": (lambda d: (d / SHARDS[0]).write_bytes(safetensors(400)[:250][:9] + bytes(300)), f"/{SHARDS[0]} is empty or cut off"),
     "a broken index": (lambda d: (d / INDEX).write_text('{"weight_map": []}'), f"/{INDEX} is not an index of weights"),
-    "no weights": (lambda d: [path.unlink() for path in d.glob("model*")], "holds no weights (*.safetensors). Formats such as GGUF"),
+    "no weights": (no_weights, "holds no weights (*.safetensors). Formats such as GGUF"),
     "pickles only": (only_pickles, "holds its weights as pickles only (pytorch_model.bin), which can run any code"),
     "code": (lambda d: (d / "modeling_x.py").write_text(""), "brings Python code that would run in the pod: modeling_x.py. Use"),
     "a code reference": (

@@ -1,0 +1,41 @@
+{{/* What the operator may do. No verb on secrets and no pods/exec. */}}
+{{- define "finetune-operator.rules" -}}
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [get, list, watch]
+- apiGroups: [finetune.dev]
+  resources: [modelendpoints]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status, modelendpoints/status]
+  verbs: [get, patch]
+# Owner references that block their owner's deletion need this where OwnerReferencesPermissionEnforcement is on.
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/finalizers, modelendpoints/finalizers]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+# One by name, to see whose it is before it is written; none is listed.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{- define "finetune-operator.subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "finetune-operator.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end -}}

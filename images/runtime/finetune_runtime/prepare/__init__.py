@@ -1,0 +1,5 @@
+"""The prepare step."""
+
+from .step import run
+
+__all__ = ["run"]

@@ -1,0 +1,154 @@
+"""The prepare step: from sources to a committed dataset that training and serving can rely on. Needs a CPU only and loads no weights."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from finetune_runtime import artefacts
+from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, DATASET_DIR, TRAIN_FILE, VALIDATION_FILE, Kind, Manifest
+from finetune_runtime.contract.config import SCRATCH_DIR, JobConfig
+from finetune_runtime.contract.result import DataSummary, Exit, Reason, StepError, StepResult
+from finetune_runtime.contract.spec import DatasetSource, RowPolicy
+from finetune_runtime.s3.store import Store
+from finetune_runtime.sources.dataset import SourceFile, fetch_dataset
+from finetune_runtime.sources.model import fetch_model, list_model, model_name
+
+from .collect import Collected, collect
+from .encode import Encoder
+from .identify import identify, look_up
+from .model_check import check_model
+from .report import Prepared, report, summarise, warn
+from .sample import Sample
+from .split import choose_validation
+from .template import derive
+
+log = logging.getLogger(__name__)
+
+STEP = "prepare"
+SHOWN_ROWS = 5
+
+
+def run(config: JobConfig) -> StepResult:
+    """Prepares the job's data. Raises StepError. Running it again after it succeeded changes nothing."""
+    store = Store(config.storage)
+    # Storage that cannot be written ends the job after hours of training if it is not found out now, within seconds.
+    store.check_writable(config.prefix)
+    uri = f"{config.prefix}/{DATASET_DIR}"
+    if existing := artefacts.load(store, uri):
+        return _done_before(existing, uri, config)
+    scratch = Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR)) / STEP
+    shutil.rmtree(scratch, ignore_errors=True)  # a restarted container finds what its predecessor left
+    output = scratch / "out"
+    output.mkdir(parents=True)
+    prepared = _prepare(config, store, scratch)
+    sha256 = _write_rows(prepared, output)
+    summary = summarise(prepared, sha256, warn(prepared))
+    (output / CHAT_TEMPLATE_FILE).write_text(prepared.template.text, encoding="utf-8")
+    (output / "report.json").write_text(json.dumps(report(prepared, config, summary), ensure_ascii=False, indent=1), encoding="utf-8")
+    artefacts.commit(store, output, uri, _manifest(prepared, config, summary))
+    return _result(summary)
+
+
+def _done_before(manifest: Manifest, uri: str, config: JobConfig) -> StepResult:
+    if manifest.config_hash != config.config_hash():
+        raise StepError(
+            Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{uri} was prepared for another configuration of this job. Create a new job for other inputs."
+        )
+    log.info("%s is complete already", uri)
+    return _result(DataSummary.model_validate(manifest.details["summary"]))
+
+
+def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
+    listing = list_model(config.model, store)
+    directory = fetch_model(config.model, store, scratch / "model", metadata_only=True)
+    model_config = check_model(config.model, listing.files, directory)
+    architecture = str((model_config.get("architectures") or [""])[0])
+    identity = identify(config.model, architecture, look_up(model_name(config.model), architecture))
+    encoder = Encoder(config.model.source, directory, identity, config.training.max_length)
+    system = config.dataset.system
+    if system and not encoder.template.template_meta.support_system:
+        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"The template {identity.template} takes no system prompt: remove spec.dataset.system.")
+    sample = Sample(config.training.seed)
+
+    def gather(name: str, sources: Sequence[DatasetSource]) -> Collected:
+        files = _files(sources, store, scratch / name)
+        return collect(files, encoder.encode, scratch / f"{name}.jsonl", system=system, sample=sample)
+
+    train = gather("train", config.dataset.train)
+    validation = gather("validation", config.dataset.validation.sources) if config.dataset.validation.sources else None
+    _judge(config, [rows for rows in (train, validation) if rows])
+    held_out = frozenset() if validation else _hold_out(config, train)
+    template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
+    return Prepared(identity, listing.revision, template, train, validation, held_out)
+
+
+def _files(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterable[SourceFile]:
+    for number, source in enumerate(sources):
+        yield from fetch_dataset(source.source, store, scratch / str(number))
+
+
+def _judge(config: JobConfig, collected: list[Collected]) -> None:
+    """Applies the policy for invalid rows."""
+    policy, limit = config.dataset.invalid_rows.policy, config.dataset.invalid_rows.max
+    invalid, read = (sum(getattr(rows, name) for rows in collected) for name in ("invalid", "read"))
+    first = "; ".join(str(row) for row in [row for rows in collected for row in rows.first_invalid][:SHOWN_ROWS])
+    if invalid and policy is RowPolicy.REJECT:
+        raise _invalid(f"{invalid} of {read} rows cannot be trained on: {first}. Correct them, or leave them out with dataset.invalidRows.policy: Drop.")
+    if limit and invalid > limit:
+        raise _invalid(f"{invalid} of {read} rows cannot be trained on, dataset.invalidRows.max allows {limit}: {first}.")
+    if not all(rows.valid for rows in collected):
+        raise StepError(Exit.DATA_INVALID, Reason.DATASET_EMPTY, f"No row of a data set can be trained on ({invalid} of {read} are invalid): {first}.")
+
+
+def _hold_out(config: JobConfig, train: Collected) -> frozenset[int]:
+    try:
+        return choose_validation(train.valid, float(config.dataset.validation.split_ratio), config.training.seed)
+    except ValueError as error:
+        raise _invalid(f'One training row cannot be split: {error}. Add rows, or set dataset.validation.splitRatio to "0".') from error
+
+
+def _write_rows(prepared: Prepared, output: Path) -> str:
+    """Writes both data files; returns the SHA-256 over their bytes, training rows first."""
+    train, validation = output / TRAIN_FILE, output / VALIDATION_FILE
+    with prepared.train.path.open("rb") as rows, train.open("wb") as kept, validation.open("wb") as held_out:
+        for number, line in enumerate(rows):
+            (held_out if number in prepared.held_out else kept).write(line)
+    if prepared.validation:
+        shutil.copyfile(prepared.validation.path, validation)
+    digest = hashlib.sha256()
+    for path in (train, validation):
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _manifest(prepared: Prepared, config: JobConfig, summary: DataSummary) -> Manifest:
+    return Manifest(
+        kind=Kind.DATASET,
+        files=[],
+        config_hash=config.config_hash(),
+        base_model=config.model.source,
+        base_revision=prepared.revision or config.model.revision,
+        dataset_sha256=summary.sha256,
+        details={
+            "modelType": prepared.identity.type,
+            "template": prepared.identity.template,
+            "trainRows": summary.train_rows,
+            "validationRows": summary.validation_rows,
+            "summary": summary.dump(),
+        },
+    )
+
+
+def _result(summary: DataSummary) -> StepResult:
+    message = f"{summary.train_rows} training and {summary.validation_rows} validation rows, {summary.tokens} tokens, the longest row {summary.longest}."
+    return StepResult(step=STEP, reason=Reason.COMPLETED, message=message, data=summary)
+
+
+def _invalid(message: str) -> StepError:
+    return StepError(Exit.DATA_INVALID, Reason.DATA_INVALID, message)

@@ -1,0 +1,1 @@
+"""The serving pod: fetch what is served, become the engine, say whether it answers."""

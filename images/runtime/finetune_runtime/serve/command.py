@@ -1,0 +1,125 @@
+"""Command lines and environments of the two engines: pure functions of configuration, manifest and hardware.
+
+Two parities decide what users get. Prompt: both engines render requests with the chat template that the adapter carries.
+Quantisation: the base is held in memory as it was in training, unless the user asks for 16 bits.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, Manifest
+from finetune_runtime.contract.config import SERVING_PORT, ServeConfig
+from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.hardware import Hardware
+
+BASE_NAME = "base"
+_HOST = "0.0.0.0"  # noqa: S104  the pod's address; who may reach it is the network policy's matter
+# The ranks that vLLM has kernels for.
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# vLLM sizes itself for servers; on a CPU these keep a start under half a minute and the pod under 2 GiB.
+_VLLM_CPU = ["--enforce-eager", "--max-num-seqs", "8", "--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", "256M"]
+_SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def check_served(config: ServeConfig, manifest: Manifest) -> None:
+    """Refuses what could only answer badly. Raises StepError InvalidConfig."""
+    if manifest.base_model != config.model.source:
+        raise _invalid(
+            f"{config.adapter.uri} was trained on {manifest.base_model}, the endpoint serves {config.model.source}: "
+            "an adapter works on its own base only. Set the endpoint's model to it, or create another endpoint."
+        )
+    quantization = _quantization(config, manifest)
+    if config.engine == "vLLM" and quantization and (quantization["bits"], quantization["type"]) != (4, "nf4"):
+        what = "8 bits" if quantization["bits"] == 8 else quantization["type"]
+        raise _invalid(
+            f"{config.adapter.uri} was trained on a base in {what}, which vLLM cannot load (bitsandbytes nf4 only): set inference.engine to Swift, "
+            "or inference.quantization to None for a 16-bit base."
+        )
+
+
+def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
+    """`vllm serve` with the base and the one adapter."""
+    rank = int(manifest.details["loraRank"])
+    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT), "--served-model-name", BASE_NAME]
+    command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
+    command += ["--lora-modules", f"{config.served_name}={adapter}", "--chat-template", str(adapter / CHAT_TEMPLATE_FILE)]
+    command += ["--max-model-len", str(config.max_length), "--dtype", _dtype(config, manifest, hardware)]
+    if _quantization(config, manifest):
+        command += ["--quantization", "bitsandbytes"]
+    if config.model.trust_remote_code:
+        command += ["--trust-remote-code"]
+    return command + (_VLLM_CPU if hardware.cpu_only else [])
+
+
+def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
+    """ms-swift's server on transformers. `model` is a directory whose chat template is the adapter's, see `run.engine_model`."""
+    details = manifest.details
+    flags: dict[str, Any] = {
+        "model": model,
+        "model_type": details["modelType"],
+        "template": details["template"],
+        "load_args": False,  # the adapter's args.json holds paths of the pod that trained it
+        "adapters": f"{config.served_name}={adapter}",
+        "served_model_name": BASE_NAME,
+        "infer_backend": "transformers",
+        "host": _HOST,
+        "port": SERVING_PORT,
+        "max_model_len": config.max_length,
+        "torch_dtype": _dtype(config, manifest, hardware),
+        # With its own templates ms-swift puts the prefix of the prompt, such as an empty think block, before every answer as well.
+        # Rendered by Jinja the prompt has it, and an empty response_prefix keeps it out of the answer.
+        "template_backend": "jinja",
+        "response_prefix": "",
+        "verbose": False,  # else it logs what users ask
+        "log_interval": -1,
+    }
+    if details.get("system"):
+        flags["system"] = details["system"]  # else ms-swift fills in the template's default one
+    if quantization := _quantization(config, manifest):
+        flags |= {"quant_method": "bnb", "quant_bits": quantization["bits"]}
+        if quantization["bits"] == 4:
+            flags |= {
+                "bnb_4bit_compute_dtype": flags["torch_dtype"],
+                "bnb_4bit_quant_type": quantization["type"],
+                "bnb_4bit_use_double_quant": quantization["doubleQuant"],
+            }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))]
+    return [sys.executable, "-m", "swift.cli.deploy", *words]
+
+
+def environment(base: Mapping[str, str], scratch: Path, hardware: Hardware, *, threads: int) -> dict[str, str]:
+    """Environment of either engine: no downloads, no telemetry, no secrets, all caches in the scratch volume."""
+    result = {name: value for name, value in base.items() if not name.startswith(_SECRETS)} | {
+        "HOME": str(scratch / "home"),
+        "HF_HOME": str(scratch / "cache/huggingface"),
+        "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
+        "VLLM_CACHE_ROOT": str(scratch / "cache/vllm"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if hardware.cpu_only:
+        # vLLM would compile C++ at every start.
+        result |= {"OMP_NUM_THREADS": str(threads), "TORCHDYNAMO_DISABLE": "1"}
+    return result
+
+
+def _quantization(config: ServeConfig, manifest: Manifest) -> dict[str, Any] | None:
+    return manifest.details.get("quantization") if config.quantization == "AsTrained" else None
+
+
+def _dtype(config: ServeConfig, manifest: Manifest, hardware: Hardware) -> str:
+    """The type that the training computed in, as far as engine and hardware have it."""
+    trained = str(manifest.details["computeDtype"])
+    if config.engine == "vLLM" and trained == "float32" and _quantization(config, manifest):
+        return "bfloat16"  # vLLM's bitsandbytes layers do not start in float32
+    if trained == "bfloat16" and not hardware.cpu_only and not hardware.bfloat16:
+        return "float16"
+    return trained
+
+
+def _invalid(message: str) -> StepError:
+    return StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, message)

@@ -1,0 +1,47 @@
+"""Init container of a serving pod: base model and adapter, verified, where the engine looks for them."""
+
+import os
+import shutil
+from pathlib import Path
+
+from finetune_runtime import artefacts
+from finetune_runtime.contract.artefact import Kind, Manifest
+from finetune_runtime.contract.config import SCRATCH_DIR, ServeConfig
+from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult
+from finetune_runtime.s3.store import Store
+from finetune_runtime.sources.model import fetch_model
+
+from .command import check_served
+
+STEP = "fetch"
+MODEL = "model"
+ADAPTER = "adapter"
+MANIFEST = "adapter-manifest.json"  # beside the adapter: the engine's container reads how it was trained
+
+
+def run(config: ServeConfig) -> StepResult:
+    """Fetches both. Cheap checks come before large downloads. Raises StepError."""
+    scratch = Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR))
+    store = Store(config.storage)
+    manifest = _manifest(config, store)
+    check_served(config, manifest)
+    shutil.rmtree(scratch / ADAPTER, ignore_errors=True)
+    artefacts.fetch(store, config.adapter.uri, scratch / ADAPTER, config.adapter.manifest_sha256)
+    model = scratch / MODEL
+    # The revision that the adapter was trained on, not what the branch has become since.
+    spec = config.model.model_copy(update={"revision": manifest.base_revision or config.model.revision})
+    directory = fetch_model(spec, store, model)
+    if directory != model:  # a mounted volume: the engine finds it at the same path as a download
+        model.unlink(missing_ok=True)
+        model.symlink_to(directory)
+    (scratch / MANIFEST).write_bytes(manifest.encode())
+    return StepResult(step=STEP, reason=Reason.COMPLETED, message=f"{config.adapter.uri} and its base {manifest.base_model} are verified and local.")
+
+
+def _manifest(config: ServeConfig, store: Store) -> Manifest:
+    manifest = artefacts.load(store, config.adapter.uri)
+    if manifest is None:
+        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, f"{config.adapter.uri} holds no committed adapter: correct its URI, or train it again.")
+    if manifest.kind is not Kind.ADAPTER:
+        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{config.adapter.uri} is a {manifest.kind}, not an Adapter.")
+    return manifest

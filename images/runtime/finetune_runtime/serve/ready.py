@@ -1,0 +1,67 @@
+"""Readiness: this adapter answers. Standard library only, because it runs every few seconds beside the engine.
+
+The first time it takes a real completion: engines report health with a model that cannot answer. After that the engine's health is
+enough, as long as the engine is the same: run.py forgets the proof when it starts one.
+"""
+
+import http.client
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+# Those of contract.config, which costs the import of pydantic; a test keeps them equal.
+CONFIG_PATH = "/etc/finetune/config.json"
+SCRATCH_DIR = "/scratch"
+SERVING_PORT = 8000
+
+HEALTH_SECONDS = 5
+ANSWER_SECONDS = 60
+
+
+class NotReadyError(Exception):
+    """Says why in one line."""
+
+
+def main() -> int:
+    """0 when ready, 1 when not, with the reason on standard output."""
+    name = str(json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())["servedName"])
+    try:
+        check(name, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
+    except (NotReadyError, OSError, http.client.HTTPException) as error:
+        print(f"not ready: {error or type(error).__name__}".splitlines()[0])  # noqa: T201  kubectl describe shows it
+        return 1
+    return 0
+
+
+def proof() -> Path:
+    """File that exists once the running engine has answered."""
+    return Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR)) / ".ready"
+
+
+def check(name: str, port: int, answered: Path) -> None:
+    """Raises NotReadyError, OSError or HTTPException."""
+    _request(port, "GET", "/health", HEALTH_SECONDS)
+    if answered.exists():
+        return
+    listed = [model["id"] for model in json.loads(_request(port, "GET", "/v1/models", HEALTH_SECONDS))["data"]]
+    if name not in listed:
+        raise NotReadyError(f"the engine serves {', '.join(listed) or 'nothing'} but not {name}")
+    question = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
+    answer = json.loads(_request(port, "POST", "/v1/chat/completions", ANSWER_SECONDS, question))
+    if not answer.get("choices"):
+        raise NotReadyError(f"{name} answers without a choice")
+    answered.touch()
+
+
+def _request(port: int, method: str, path: str, timeout: float, body: dict[str, Any] | None = None) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise NotReadyError(f"{path} answers {response.status}: {content[:200].decode(errors='replace')}")
+    return content

@@ -1,0 +1,70 @@
+"""The final adapter: what serving needs of the last checkpoint, committed as the job's result."""
+
+import json
+import math
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE
+from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.contract.spec import Tuning
+
+_FILES = ("adapter_model.safetensors", "adapter_config.json", "args.json")
+_OPTIONAL = ("additional_config.json",)
+_PACKAGES = ("ms-swift", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+def assemble(checkpoint: Path, chat_template: Path, destination: Path, model_source: str) -> None:
+    """Makes the adapter's directory from a whole checkpoint, without optimizer state. Same file system."""
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir(parents=True)
+    for name in (*_FILES, *_OPTIONAL):
+        if name in _FILES or (checkpoint / name).exists():
+            os.link(checkpoint / name, destination / name)
+    shutil.copyfile(chat_template, destination / CHAT_TEMPLATE_FILE)
+    _name_base_model(destination / "adapter_config.json", model_source)
+
+
+def final_loss(checkpoint: Path) -> float:
+    """Proves that the checkpoint is the end of a training that went well and returns its last loss. Raises StepError TrainingCrashed."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    step, total = state["global_step"], state["max_steps"]
+    if step != total:
+        raise _crashed(f"The training stopped at step {step} of {total} without saying why.")
+    losses = [float(entry["loss"]) for entry in state["log_history"] if "loss" in entry]
+    if not losses or not math.isfinite(losses[-1]):
+        raise _crashed(f"The training reached step {total} with the loss {losses[-1] if losses else 'never reported'}: lower training.learningRate.")
+    return losses[-1]
+
+
+def quantization(tuning: Tuning) -> dict[str, str | int | bool] | None:
+    """How the base was held in training, for the manifest; None: in 16 bits."""
+    if tuning.method != "QLoRA":
+        return None
+    return {"method": "bnb", **tuning.quantization.dump()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what was trained."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _name_base_model(path: Path, source: str) -> None:
+    """The trainer writes the directory that it read, which exists in its pod only; a hub's name means something elsewhere too."""
+    if not source.startswith("hf://"):
+        return
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": source.removeprefix("hf://")}
+    path.unlink()  # a hard link: the checkpoint keeps its own
+    path.write_text(json.dumps(config, indent=2))
+
+
+def _crashed(message: str) -> StepError:
+    return StepError(Exit.CRASH, Reason.TRAINING_CRASHED, message)

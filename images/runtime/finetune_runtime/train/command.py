@@ -1,0 +1,157 @@
+"""The ms-swift command of a job: a pure function of its configuration and of what was found in the pod.
+
+Names and traps are those of ms-swift 4.6. What the job's fields do not decide (cosine schedule, AdamW, weight decay) stays ms-swift's own default.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from finetune_runtime.contract.artefact import TRAIN_FILE, VALIDATION_FILE
+from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.contract.spec import Toggle, Tuning
+from finetune_runtime.hardware import Hardware
+
+from .events import EVENTS_FD, STAGING
+
+PLUGIN = Path(__file__).parent / "plugin" / "finetune_callback.py"
+_PACKAGE_ROOT = Path(__file__).parents[2]
+_SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the training reads: local directories, and what prepare found about the model."""
+
+    model: Path
+    dataset: Path
+    model_type: str
+    template: str
+    validation: bool
+
+
+def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_batch: int, output: Path, resume_from: Path | None) -> list[str]:
+    """Arguments of `python3 -m swift.cli.sft`. Raises StepError for a number format that the hardware does not have."""
+    training = config.training
+    checkpointing = {Toggle.ON: True, Toggle.OFF: False, Toggle.AUTO: not hardware.cpu_only}[training.gradient_checkpointing]
+    flags: dict[str, str | int | bool | list[str]] = {
+        "model": str(inputs.model),
+        "model_type": inputs.model_type,
+        "template": inputs.template,
+        "check_model": False,  # else it asks a hub on the Internet whether the model is the latest
+        "dataset": str(inputs.dataset / TRAIN_FILE),
+        "split_dataset_ratio": 0,
+        "streaming": False,
+        "lazy_tokenize": False,
+        "truncation_strategy": "delete",
+        "strict": True,  # prepare has proven every row, so a row that fails is an error, not to be replaced by a random other one
+        "output_dir": str(output),
+        "add_version": False,
+        "create_checkpoint_symlink": False,  # fails on resume
+        **_tuning(config.tuning, hardware),
+        "num_train_epochs": training.epochs,
+        "learning_rate": training.learning_rate,
+        "max_length": training.max_length,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": training.effective_batch_size // micro_batch,
+        "gradient_checkpointing": checkpointing,
+        "use_liger_kernel": hardware.liger and len(hardware.gpus) == 1,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "logging_steps": training.logging_steps,
+        "logging_nan_inf_filter": False,  # else a loss that is not a number is logged as the last good one
+        "save_strategy": "steps",
+        "save_steps": config.checkpoints.every_steps,
+        "save_total_limit": 1,  # the supervisor has its own links to those that are being uploaded
+        "dataloader_num_workers": 0,
+        "report_to": "tensorboard" if util.find_spec("tensorboard") else "none",
+        "disable_tqdm": True,
+        "external_plugins": str(PLUGIN),
+        "callbacks": "finetune",
+        **_evaluation(config, inputs, micro_batch),
+    }
+    if hardware.cpu_only:
+        flags["use_cpu"] = True
+    if resume_from:
+        flags["resume_from_checkpoint"] = str(resume_from)
+    return [word for name, value in flags.items() for word in (f"--{name}", *_words(value))]
+
+
+def dtype(tuning: Tuning, hardware: Hardware) -> str:
+    """The type that the training computes in. Raises StepError for one that the GPU does not have."""
+    wanted = tuning.quantization.compute_dtype if tuning.method == "QLoRA" else "bfloat16"
+    if hardware.cpu_only:
+        return "float32" if wanted == "float16" else wanted  # float16 training needs a GPU
+    if wanted == "bfloat16" and not hardware.bfloat16:
+        if tuning.method == "LoRA":
+            return "float16"
+        raise StepError(
+            Exit.INVALID_CONFIG,
+            Reason.INVALID_CONFIG,
+            f"{hardware} cannot compute in bfloat16 (it needs an Ampere GPU or newer): set tuning.quantization.computeDtype to float16.",
+        )
+    return wanted
+
+
+def environment(base: Mapping[str, str], scratch: Path, *, threads: int, events_fd: int, staging: Path) -> dict[str, str]:
+    """Environment of the training process: no network, no secrets, all caches in the scratch volume."""
+    return {name: value for name, value in base.items() if not name.startswith(_SECRETS)} | {
+        EVENTS_FD: str(events_fd),
+        STAGING: str(staging),
+        "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *filter(None, [base.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "HOME": str(scratch / "home"),
+        "HF_HOME": str(scratch / "cache/huggingface"),
+        "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": str(threads),  # more threads than cores make small models many times slower
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+
+
+def _tuning(tuning: Tuning, hardware: Hardware) -> dict[str, str | int | bool | list[str]]:
+    lora = tuning.lora
+    computed = dtype(tuning, hardware)
+    flags: dict[str, str | int | bool | list[str]] = {
+        "tuner_type": "lora",
+        "lora_rank": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "torch_dtype": computed,
+        # ms-swift turns fp16 on for float32 weights unless it is told not to.
+        "bf16": computed == "bfloat16",
+        "fp16": computed == "float16",
+    }
+    if tuning.method == "QLoRA":
+        quantization = tuning.quantization
+        flags |= {"quant_method": "bnb", "quant_bits": quantization.bits}
+        if quantization.bits == 4:
+            flags |= {
+                "bnb_4bit_compute_dtype": computed,
+                "bnb_4bit_quant_type": quantization.type,
+                "bnb_4bit_use_double_quant": quantization.double_quant,
+            }
+    return flags
+
+
+def _evaluation(config: JobConfig, inputs: Inputs, micro_batch: int) -> dict[str, str | int | bool | list[str]]:
+    if not inputs.validation:
+        return {"eval_strategy": "no"}
+    return {
+        "val_dataset": str(inputs.dataset / VALIDATION_FILE),
+        "eval_strategy": "steps",
+        "eval_steps": config.training.eval_steps,
+        "per_device_eval_batch_size": micro_batch,
+    }
+
+
+def _words(value: str | int | bool | list[str]) -> list[str]:
+    if isinstance(value, list):
+        return value
+    return [str(value).lower() if isinstance(value, bool) else str(value)]

@@ -1,0 +1,220 @@
+"""State of one run: what is trained with which micro-batch, how far it is, what of it is safe in storage."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetune_runtime import artefacts
+from finetune_runtime.contract.artefact import ADAPTER_DIR, CHAT_TEMPLATE_FILE, Kind, Manifest
+from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.result import Exit, Reason, StepError, TrainSummary
+from finetune_runtime.s3.store import Store
+
+from . import adapter, command, events, microbatch, report
+from .checkpoints import Staged, Uploader
+from .events import Event
+from .inputs import Start
+from .metrics import Metrics
+from .progress import Phase, Reporter
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One pod's part of a training. Driven by the supervisor's thread."""
+
+    def __init__(self, config: JobConfig, store: Store, scratch: Path, start: Start, reporter: Reporter) -> None:
+        self._config, self._store, self._scratch, self._start, self._reporter = config, store, scratch, start, reporter
+        self._output = scratch / "output"
+        self._staging = scratch / "staged"
+        for directory in (self._output, self._staging, scratch / "home"):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = Metrics()
+        self._metrics_file = scratch / "metrics.jsonl"
+        self._begun: tuple[int, float] | None = None  # step and time at which the current process began to train
+        self._too_large: list[int] = []
+        self.uploader = Uploader(store, config.prefix, config.checkpoints.keep, before=self.upload_report)
+        self.checkpoint: Path | None = None  # local, the newest
+        self._finished = False
+        self.diverged = ""
+        candidate, self.checkpoint = start.resume or (None, None)
+        effective = config.training.effective_batch_size
+        micro = microbatch.initial(
+            config.training.micro_batch_size, effective, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
+        )
+        self.summary = TrainSummary(micro_batch=micro)
+        if candidate:
+            self._finished = candidate.finished
+            self.uploader.committed_step = candidate.step
+            self._metrics.restore(start.metrics, candidate.step)
+            self._update(step=candidate.step, total_steps=candidate.manifest.total_steps, resumed_from=candidate.step)
+            self._update(committed_step=candidate.step, loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
+
+    def is_finished(self) -> bool:
+        """Whether the last step's checkpoint is there."""
+        return self._finished
+
+    def command(self, *, resume: bool = True) -> list[str]:
+        """Arguments for ms-swift that go on from the newest local checkpoint; without `resume`, as for a run in one piece."""
+        return command.arguments(
+            self._config,
+            self._start.inputs,
+            self._start.hardware,
+            micro_batch=self.summary.micro_batch,
+            output=self._output,
+            resume_from=self.checkpoint if resume else None,
+        )
+
+    def environment(self, base: Mapping[str, str], events_fd: int) -> dict[str, str]:
+        """Environment of the training process."""
+        return command.environment(base, self._scratch, threads=self._config.cpu_threads, events_fd=events_fd, staging=self._staging)
+
+    def loading(self) -> None:
+        """A new training process starts."""
+        self._begun = None
+        self._reporter.update(phase=Phase.LOADING, step=self.summary.step, total_steps=self.summary.total_steps)
+
+    def on_event(self, event: Event) -> None:
+        """Takes in what the callback reports."""
+        now = time.monotonic()
+        self._update(step=event.step, total_steps=event.total_steps)
+        match event.kind:
+            case events.Kind.BEGIN:
+                self._begun = (event.step, now)
+                self._metrics.begin(now)
+                self._reporter.update(phase=Phase.TRAINING)
+            case events.Kind.LOG:
+                self._on_log(event, now)
+            case events.Kind.EVALUATING:
+                self._reporter.update(phase=Phase.EVALUATING)
+            case events.Kind.SAVING:
+                self._reporter.update(phase=Phase.SAVING)
+            case events.Kind.SAVED:
+                self._on_saved(event)
+            case events.Kind.EVALUATED | events.Kind.END:
+                self._reporter.update(phase=Phase.TRAINING)
+        self._reporter.update(step=event.step, total_steps=event.total_steps, epoch=event.epoch, gpu_memory_gib=event.memory_gib or None)
+
+    def shrink(self) -> None:
+        """Halves the micro-batch after an out-of-memory error. Raises StepError OutOfMemory when that cannot help."""
+        micro, effective = self.summary.micro_batch, self._config.training.effective_batch_size
+        self._too_large.append(micro)
+        if self._begun is None:
+            raise self._out_of_memory("The model does not fit into memory", "use a smaller model or a GPU with more memory")
+        half = microbatch.smaller(micro, effective)
+        if half is None:
+            raise self._out_of_memory(
+                f"One row of at most {self._config.training.max_length} tokens does not fit into memory beside the model (tried micro-batches: "
+                f"{', '.join(map(str, self._too_large))})",
+                "lower training.maxLength or tuning.lora.rank, set training.gradientCheckpointing to On, or use a GPU with more memory",
+            )
+        log.warning("out of memory with %d rows at a time: going on with %d rows, %d times a step", micro, half, effective // half)
+        step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        self._metrics.rewind(step)
+        self._update(micro_batch=half, step=step)
+
+    def upload_report(self) -> None:
+        """Metrics and TensorBoard's files, as of the last checkpoint."""
+        report.upload(self._store, self._config.prefix, self._metrics_file, self._output / "runs")
+
+    def give_up(self, patience: float) -> None:
+        """Saves what can be saved of a run that failed. Errors are logged: the run's own error is the news."""
+        self._metrics.write(self._metrics_file)
+        try:
+            self.drain(patience)
+            self.upload_report()
+        except StepError as error:
+            log.warning("the last metrics or checkpoint could not be uploaded: %s", error.message)
+
+    def drain(self, patience: float) -> None:
+        """Waits until all checkpoints are committed. Raises StepError."""
+        self._reporter.update(phase=Phase.UPLOADING)
+        self.uploader.drain(patience)
+        self._update(committed_step=self.uploader.committed_step)
+
+    def commit_adapter(self) -> None:
+        """Commits the last checkpoint as the job's result. Raises StepError."""
+        if self.checkpoint is None:
+            raise ValueError("there is no checkpoint: the run is not finished")
+        config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
+        self._update(loss=adapter.final_loss(self.checkpoint))
+        self._metrics.write(self._metrics_file)
+        self.upload_report()
+        adapter.assemble(self.checkpoint, inputs.dataset / CHAT_TEMPLATE_FILE, self._scratch / "adapter", config.model.source)
+        details = {
+            "loraRank": config.tuning.lora.rank,
+            "modelType": inputs.model_type,
+            "template": inputs.template,
+            "system": config.dataset.system,
+            "maxLength": config.training.max_length,
+            "computeDtype": command.dtype(config.tuning, self._start.hardware),
+            "quantization": adapter.quantization(config.tuning),
+            "trainLoss": self.summary.loss,
+            "evalLoss": self.summary.eval_loss,
+            "bestStep": self._metrics.best_step(),
+            "microBatch": self.summary.micro_batch,
+            "versions": adapter.versions(),
+            "command": ["python3", "-m", "swift.cli.sft", *self.command(resume=False)],
+        }
+        manifest = self._manifest(Kind.ADAPTER, {name: value for name, value in details.items() if value is not None})
+        ref = artefacts.commit(self._store, self._scratch / "adapter", f"{config.prefix}/{ADAPTER_DIR}", manifest)
+        log.info("adapter committed to %s (%s base)", ref.uri, dataset.base_model)
+        self._update(adapter=ref)
+
+    def _on_log(self, event: Event, now: float) -> None:
+        loss = event.values.get("loss", 0.0)
+        if not math.isfinite(loss):
+            self.diverged = f"The loss became {loss} at step {event.step} of {event.total_steps}: lower training.learningRate" + (
+                ", or set tuning.quantization.computeDtype to bfloat16." if self._config.tuning.quantization.compute_dtype == "float16" else "."
+            )
+            return
+        self._metrics.add(event.step, event.epoch, event.values, event.memory_gib, now=now, time=datetime.now(UTC))
+        self._update(loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
+        self._reporter.update(
+            phase=Phase.TRAINING,
+            loss=self.summary.loss,
+            eval_loss=self.summary.eval_loss,
+            learning_rate=self._metrics.last("learningRate"),
+            tokens_per_second=self._tokens_per_second(event.step, now),
+        )
+
+    def _on_saved(self, event: Event) -> None:
+        staged = Path(event.path)
+        self.checkpoint = self._output / staged.name
+        self._finished = event.step == event.total_steps
+        self._metrics.write(self._metrics_file)
+        manifest = self._manifest(Kind.CHECKPOINT, {"microBatch": self.summary.micro_batch})
+        self.uploader.submit(Staged(staged, manifest))
+        self._reporter.update(phase=Phase.TRAINING)
+
+    def _manifest(self, kind: Kind, details: dict[str, object]) -> Manifest:
+        dataset = self._start.dataset
+        return Manifest(
+            kind=kind,
+            files=[],
+            config_hash=self._config.config_hash(),
+            base_model=self._config.model.source,
+            base_revision=dataset.base_revision,
+            dataset_sha256=dataset.dataset_sha256,
+            step=self.summary.step,
+            total_steps=self.summary.total_steps,
+            eval_loss=self.summary.eval_loss,
+            details=details,
+        )
+
+    def _tokens_per_second(self, step: int, now: float) -> float | None:
+        """Average since the process began to train, evaluations included; rows are counted as prepare measured them."""
+        tokens = self._start.dataset.details.get("summary", {}).get("tokens", 0)
+        rows = self._start.dataset.details.get("trainRows", 0)
+        if not (tokens and rows and self._begun and step > self._begun[0]):
+            return None
+        return float(tokens / rows * self._config.training.effective_batch_size * (step - self._begun[0]) / (now - self._begun[1]))
+
+    def _out_of_memory(self, cause: str, cure: str) -> StepError:
+        return StepError(Exit.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY, f"{cause} of {self._start.hardware}: {cure}.")
+
+    def _update(self, **fields: object) -> None:
+        self.summary = self.summary.model_copy(update=fields)

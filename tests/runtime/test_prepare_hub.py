@@ -1,0 +1,180 @@
+"""hf:// models, read from a hub on the loopback interface that speaks the part of the protocol that huggingface_hub uses."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runtime.support import free_port
+
+from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.contract.spec import ModelSpec
+from finetune_runtime.s3.store import Store
+from finetune_runtime.sources.model import fetch_model, list_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights", "README.md": b"# tiny", "pytorch_model.bin": b"pickle"}
+TOKEN = "hub-token-of-the-test"
+
+
+def blob(content: bytes) -> str:
+    """Git's name of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324  git's choice, guards nothing here
+
+
+@dataclass
+class Hub:
+    """One repository, owner/tiny, that can be gated. `downloads`: files whose content was sent."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    gated: bool = False
+    failing: bool = False
+    downloads: list[str] = field(default_factory=list)
+
+    def answer(self, path: str, token: str) -> tuple[int, dict[str, str], bytes]:
+        if self.failing:
+            return 503, {}, b""
+        if "owner/tiny" not in path:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if self.gated and token != f"Bearer {TOKEN}":
+            return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
+        if path.startswith("/api/models/"):
+            _, kind, revision = path.removeprefix("/api/models/owner/tiny").split("/") if path.count("/") > 4 else ("", "", "")
+            if revision not in ("", "main", COMMIT):
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            if kind == "tree":
+                tree = [{"type": "file", "path": name, "size": len(content), "oid": blob(content)} for name, content in self.files.items()]
+                return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
+            return 200, {"Content-Type": "application/json"}, json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": siblings}).encode()
+        name = path.removeprefix(f"/owner/tiny/resolve/{COMMIT}/")
+        if name not in self.files:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{blob(self.files[name])}"'}, self.files[name]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            status, headers, body = hub.answer(path, self.headers.get("Authorization", ""))
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+                if "/resolve/" in path and status == 200:
+                    hub.downloads.append(path.rpartition("/")[2])
+
+        do_HEAD = do_GET  # noqa: N815  the name that http.server looks for
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    point(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # as in the pods
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def point(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """What a pod gets by HF_ENDPOINT, which huggingface_hub reads when it is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def spec(**changes: Any) -> ModelSpec:
+    return ModelSpec.model_validate({"source": "hf://owner/tiny", **changes})
+
+
+def test_repository_is_listed_with_sizes_and_its_commit(hub: Hub, store: Store) -> None:
+    listing = list_model(spec(), store)
+    assert listing.revision == COMMIT
+    assert {file.path: file.size for file in listing.files} == {name: len(content) for name, content in FILES.items()}
+    assert hub.downloads == []
+
+
+@pytest.mark.parametrize(
+    ("metadata_only", "expected"),
+    [(True, ["config.json", "tokenizer.json"]), (False, ["config.json", "model.safetensors", "tokenizer.json"])],
+)
+def test_only_needed_files_are_downloaded_and_only_once(hub: Hub, store: Store, tmp_path: Path, metadata_only: bool, expected: list[str]) -> None:
+    for _ in range(2):
+        directory = fetch_model(spec(), store, tmp_path / "model", metadata_only=metadata_only)
+    assert sorted(path.name for path in directory.iterdir() if path.is_file()) == expected
+    assert {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()} == {name: FILES[name] for name in expected}
+    assert sorted(hub.downloads) == expected
+
+
+def test_weights_are_added_to_the_small_files(hub: Hub, store: Store, tmp_path: Path) -> None:
+    fetch_model(spec(), store, tmp_path / "model", metadata_only=True)
+    fetch_model(spec(), store, tmp_path / "model")
+    assert sorted(hub.downloads) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_offline_mode_is_back_after_the_call(hub: Hub, store: Store) -> None:
+    import os
+
+    from huggingface_hub import constants
+
+    list_model(spec(), store)
+    assert (os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE) == ("1", True)
+
+
+def test_gated_repository_asks_for_a_token(hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated = True
+    with pytest.raises(StepError) as caught:
+        list_model(spec(), store)
+    assert (caught.value.code, caught.value.reason) == (Exit.MODEL_INVALID, Reason.MODEL_NOT_FOUND)
+    assert "hf://owner/tiny is gated: accept its licence on the hub and set spec.model.secretRef" in caught.value.message
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert (fetch_model(spec(), store, tmp_path / "model") / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "hf://owner/none"}, "hf://owner/none does not exist at http://127.0.0.1:"),
+        ({"revision": "v9"}, "hf://owner/tiny has no revision 'v9': set spec.model.revision"),
+    ],
+)
+def test_wrong_name_is_the_users_fault(hub: Hub, store: Store, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(StepError) as caught:
+        list_model(spec(**changes), store)
+    assert (caught.value.code, caught.value.reason) == (Exit.MODEL_INVALID, Reason.MODEL_NOT_FOUND)
+    assert message in caught.value.message
+
+
+def test_hub_that_fails_is_tried_again_later(hub: Hub, store: Store, tmp_path: Path) -> None:
+    hub.failing = True
+    for call in (lambda: list_model(spec(), store), lambda: fetch_model(spec(), store, tmp_path / "model")):
+        with pytest.raises(StepError, match="cannot be read") as caught:
+            call()
+        assert (caught.value.code, caught.value.reason) == (Exit.STORAGE_UNAVAILABLE, Reason.STORAGE_UNAVAILABLE)
+
+
+def test_hub_that_is_not_there_is_tried_again_later(hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    point(monkeypatch, endpoint := f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StepError, match=f"The model hub {endpoint} cannot be read") as caught:
+        list_model(spec(), store)
+    assert caught.value.code is Exit.STORAGE_UNAVAILABLE
+    assert "copy the model to S3 or a volume" in caught.value.message
