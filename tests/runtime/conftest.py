@@ -48,8 +48,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert process.poll() is None, Path(log.name).read_text()
         yield server
     finally:
-        process.terminate()
-        process.wait(10)
+        process.kill()  # asked to end, it waits for connections that killed pods have left
+        process.wait()
         log.close()
 
 

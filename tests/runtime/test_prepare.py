@@ -150,7 +150,9 @@ def test_bad_file_is_rejected_by_row_and_cause(data: Path, store: Store, job_con
 def test_only_the_first_five_invalid_rows_are_named(data: Path, job_config: MakeConfig) -> None:
     write_rows(data / "train.jsonl", [conversation("a", "b")] + [conversation("a", "")] * 40)
     message = refusal_of(job_config()).message
-    assert message.startswith("40 of 41 rows cannot be trained on: ")
+    assert message.startswith(
+        "40 of 41 rows cannot be trained on: pvc://data/train.jsonl:2: message 2 (assistant) is empty; pvc://data/train.jsonl:3: the same; "
+    )
     assert [f"train.jsonl:{row}: " in message for row in range(1, 9)] == [False, True, True, True, True, True, False, False]
     assert message.endswith("Correct them, or leave them out with dataset.invalidRows.policy: Drop.")
 

@@ -1,5 +1,6 @@
 """Prompt parity: whatever is asked, the served prompt has the token ids that training saw before the answer."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.prepare.chat_jinja import literal, with_default_system
 from finetune_runtime.prepare.encode import Encoder
+from finetune_runtime.prepare.ending import find_ending
 from finetune_runtime.prepare.identify import Identity, identify, look_up
 from finetune_runtime.prepare.rows import Message
 from finetune_runtime.prepare.sample import Example, as_request
@@ -126,6 +128,26 @@ def test_row_of_the_data_decides_against_a_template_that_fits_the_probes(tiny_mo
         assert derive(plain, [Example(odd, odd[:-1])], "", reasons=False).origin == "ms-swift"
     finally:
         plain.tokenizer.chat_template = own
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "token", "warning"),
+    [
+        ("qwen3", {}, "<|im_end|>", ""),  # the tokenizer's own end
+        ("qwen3_emb", {}, "<|endoftext|>", "training ends answers with '<|endoftext|>', at which the model's generation_config.json does not stop: add "),
+        ("qwen3_emb", {"eos_token_id": ["<|im_end|>", "<|endoftext|>"]}, "<|endoftext|>", ""),
+        ("qwen3_emb", {"eos_token_id": "<|endoftext|>"}, "<|endoftext|>", ""),
+        ("llama3", {}, "", "training ends answers with '<|eot_id|>', which is not one token of this tokenizer: spec.model.template"),
+    ],
+)
+def test_serving_stops_where_training_ends_answers(tiny_model: Path, tmp_path: Path, name: str, config: dict[str, Any], token: str, warning: str) -> None:
+    engine = encoder(tiny_model, name)
+    ids = {key: engine.tokenizer.convert_tokens_to_ids(value) for key, value in config.items()}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ids))
+    ending = find_ending(engine, tmp_path)
+    assert ending.token_id == (engine.tokenizer.convert_tokens_to_ids(token) if token else None)
+    assert ending.warning().startswith(warning)
+    assert bool(ending.warning()) is bool(warning)
 
 
 def test_white_space_around_answers_is_counted_and_forgiven(tiny_model: Path) -> None:

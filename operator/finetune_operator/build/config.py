@@ -16,8 +16,8 @@ from .meta import metadata
 
 
 def threads(cpu: str) -> int:
-    """Whole cores in a CPU quantity, at least one."""
-    return max(1, math.floor(parse_quantity(cpu)))
+    """Threads for a CPU request: whole cores, rounded up, so that what was asked for is used."""
+    return max(1, math.ceil(parse_quantity(cpu)))
 
 
 def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobConfig:

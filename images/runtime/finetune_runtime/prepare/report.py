@@ -9,6 +9,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import DataSummary
 
 from .collect import Collected
+from .ending import Ending
 from .identify import Identity
 from .split import duplicates, leaks
 from .template import ChatTemplate
@@ -23,6 +24,7 @@ class Prepared:
     identity: Identity
     revision: str
     template: ChatTemplate
+    ending: Ending
     train: Collected
     validation: Collected | None
     held_out: Collection[int]
@@ -72,10 +74,12 @@ def warn(prepared: Prepared) -> list[str]:
         found.append(f"{train.reasoning} of {train.valid} rows open with <think>, the others do not; requests choose with the template option enable_thinking")
     if unused := train.unused_columns + (validation.unused_columns if validation else Counter()):
         found.append(f"columns that nothing was taken from: {', '.join(sorted(unused)[:10])}")
+    if ending := prepared.ending.warning():
+        found.append(ending)
     if prepared.template.inexact:
         found.append(
-            f"{prepared.template.inexact} of {prepared.template.examples} checked conversations are served with slightly other tokens than they were trained "
-            "with, because of white space around an answer: remove it"
+            f"{prepared.template.inexact} of {prepared.template.examples} checked conversations are served as the same text in slightly other tokens than they "
+            "were trained on; white space around answers is the usual cause"
         )
     return found
 
@@ -87,6 +91,7 @@ def report(prepared: Prepared, config: JobConfig, summary: DataSummary) -> dict[
     return {
         "model": {"source": config.model.source, "revision": prepared.revision, **asdict(prepared.identity)},
         "chatTemplate": {"origin": prepared.template.origin, "checked": prepared.template.examples, "inexact": prepared.template.inexact},
+        "ending": asdict(prepared.ending),
         "rows": {"train": _counts(prepared.train), "validation": _counts(prepared.validation) if prepared.validation else None},
         "split": {"train": summary.train_rows, "validation": summary.validation_rows},
         "tokens": {

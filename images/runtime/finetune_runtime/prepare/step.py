@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_runtime import artefacts
@@ -19,6 +20,8 @@ from finetune_runtime.sources.model import fetch_model, list_model, model_name
 
 from .collect import Collected, collect
 from .encode import Encoder
+from .ending import find_ending
+from .faults import InvalidRow
 from .identify import identify, look_up
 from .model_check import check_model
 from .report import Prepared, report, summarise, warn
@@ -44,6 +47,7 @@ def run(config: JobConfig) -> StepResult:
     shutil.rmtree(scratch, ignore_errors=True)  # a restarted container finds what its predecessor left
     output = scratch / "out"
     output.mkdir(parents=True)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what a model directory lacks is named, not fetched from a hub behind the user's back
     prepared = _prepare(config, store, scratch)
     sha256 = _write_rows(prepared, output)
     summary = summarise(prepared, sha256, warn(prepared))
@@ -83,7 +87,7 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     _judge(config, [rows for rows in (train, validation) if rows])
     held_out = frozenset() if validation else _hold_out(config, train)
     template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
-    return Prepared(identity, listing.revision, template, train, validation, held_out)
+    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out)
 
 
 def _files(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterable[SourceFile]:
@@ -95,13 +99,19 @@ def _judge(config: JobConfig, collected: list[Collected]) -> None:
     """Applies the policy for invalid rows."""
     policy, limit = config.dataset.invalid_rows.policy, config.dataset.invalid_rows.max
     invalid, read = (sum(getattr(rows, name) for rows in collected) for name in ("invalid", "read"))
-    first = "; ".join(str(row) for row in [row for rows in collected for row in rows.first_invalid][:SHOWN_ROWS])
+    first = _named([row for rows in collected for row in rows.first_invalid][:SHOWN_ROWS])
     if invalid and policy is RowPolicy.REJECT:
         raise _invalid(f"{invalid} of {read} rows cannot be trained on: {first}. Correct them, or leave them out with dataset.invalidRows.policy: Drop.")
     if limit and invalid > limit:
         raise _invalid(f"{invalid} of {read} rows cannot be trained on, dataset.invalidRows.max allows {limit}: {first}.")
     if not all(rows.valid for rows in collected):
         raise StepError(Exit.DATA_INVALID, Reason.DATASET_EMPTY, f"No row of a data set can be trained on ({invalid} of {read} are invalid): {first}.")
+
+
+def _named(rows: list[InvalidRow]) -> str:
+    """source:row: cause; ... with a cause that repeats written once."""
+    causes = [row.cause for row in rows]
+    return "; ".join(str(row if row.cause not in causes[:number] else replace(row, cause="the same")) for number, row in enumerate(rows))
 
 
 def _hold_out(config: JobConfig, train: Collected) -> frozenset[int]:

@@ -34,13 +34,12 @@ def _repository(spec: ModelSpec) -> str:
 
 @contextmanager
 def _online(spec: ModelSpec) -> Iterator[None]:
-    """Lets the hub be used although the pods run with HF_HUB_OFFLINE=1, and gives its errors a cause and a cure."""
+    """Lets the hub be used although the steps run with HF_HUB_OFFLINE=1, and gives its errors a cause and a cure."""
     offline = os.environ.pop("HF_HUB_OFFLINE", None)
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import httpx  # the HTTP library that it uses, under a name that outlives a change of it
 
-    # The library reads the variable once, when it is imported; ms-swift may have imported it before.
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    constants.HF_HUB_OFFLINE = False  # the library reads the variable only when it is imported, which may be long ago
     at = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:
         yield
@@ -60,9 +59,9 @@ def _online(spec: ModelSpec) -> Iterator[None]:
             "access to a hub, copy the model to S3 or a volume and name it by s3:// or pvc://.",
         ) from error
     finally:
-        constants.HF_HUB_OFFLINE = before
         if offline is not None:
             os.environ["HF_HUB_OFFLINE"] = offline
+        constants.HF_HUB_OFFLINE = offline == "1"
 
 
 def _invalid(message: str) -> StepError:
