@@ -5,6 +5,6 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 [ $# -gt 0 ] || set -- tests/runtime
 [ -x "$cache/bin/versitygw" ] || "$devcluster/build"
-exec "$root/images/run.sh" trainer-test --mount "$root:/src:ro" --mount "$cache/bin:/opt/bin:ro" --workdir /src \
-  --env PYTHONPATH=/src/images/runtime:/src --env PYTHONDONTWRITEBYTECODE=1 --env HOME=/tmp --env "PATH=/opt/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin" \
-  -- python3 -m pytest -p no:cacheprovider "$@"
+exec "$root/images/run.sh" trainer-test --mount "$root:/src:ro" --mount "$cache/bin/versitygw:/opt/versitygw:ro" --workdir /src \
+  --env VERSITYGW=/opt/versitygw --env HOME=/tmp --env PYTHONPATH=/src/images/runtime:/src --env PYTHONDONTWRITEBYTECODE=1 \
+  -- python3 -m pytest -c tests/runtime/pytest.ini --rootdir /src --basetemp /tmp/pytest "$@"

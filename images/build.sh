@@ -26,19 +26,34 @@ make_base() {
   rm -rf "$dir"
 }
 
-# build NAME
+# image_id REFERENCE: nothing when there is no such image here
+image_id() { "${bud[@]}" images --quiet --no-trunc "$1" 2> /dev/null || true; }
+
+# inputs: a digest of all that any of the builds reads
+inputs() {
+  {
+    find "$root/.dockerignore" "$root/operator" "$root/images" -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum
+    [ ! -e "$cache/bin/versitygw" ] || sha256sum "$cache/bin/versitygw"
+    echo "$BASE $(image_id "$BASE")"
+  } | sha256sum
+}
+
+# build NAME INPUTS: buildah takes seconds to find that nothing has changed, so that is asked first.
 build() {
-  local started=$SECONDS image options
+  local started=$SECONDS image options stamp="$store/$1.built"
   image=$(reference "$1")
-  options=(--layers --isolation chroot --build-arg "BASE=$BASE" --file "$root/images/${folder[$1]}/Dockerfile" --tag "$image")
-  [ -z "${target[$1]}" ] || options+=(--target "${target[$1]}")
-  [ -z "${SSL_CERT_FILE:-}" ] || options+=(--secret "id=ca,src=$SSL_CERT_FILE")
-  if [ "$1" = s3 ]; then
-    [ -x "$cache/bin/versitygw" ] || die "$cache/bin/versitygw is missing: run tests/devcluster/build first"
-    options+=(--build-context "bin=$cache/bin")
+  if [ "$(cat "$stamp" 2> /dev/null)" != "$2 $(image_id "$image")" ]; then
+    options=(--layers --isolation chroot --build-arg "BASE=$BASE" --file "$root/images/${folder[$1]}/Dockerfile" --tag "$image")
+    [ -z "${target[$1]}" ] || options+=(--target "${target[$1]}")
+    [ -z "${SSL_CERT_FILE:-}" ] || options+=(--secret "id=ca,src=$SSL_CERT_FILE")
+    if [ "$1" = s3 ]; then
+      [ -x "$cache/bin/versitygw" ] || die "$cache/bin/versitygw is missing: run tests/devcluster/build first"
+      options+=(--build-context "bin=$cache/bin")
+    fi
+    logged "$1" "${bud[@]}" build "${options[@]}" "$root"
+    echo "$2 $(image_id "$image")" > "$stamp"
   fi
-  logged "$1" "${bud[@]}" build "${options[@]}" "$root"
-  printf '%-30s %9s %4d s\n' "$image" "$("${bud[@]}" images --format '{{.Size}}' "$image" | tr -d ' ')" $((SECONDS - started))
+  printf '%-32s %8s %4d s\n' "$image" "$("${bud[@]}" images --format '{{.Size}}' "$image" | tr -d ' ')" $((SECONDS - started))
 }
 
 [ $# -gt 0 ] || set -- operator trainer-cpu trainer-test inference-cpu s3
@@ -50,4 +65,5 @@ if [ -z "${BASE:-}" ]; then
   BASE=$base
   "${bud[@]}" inspect --type image "$base" > /dev/null 2>&1 || make_base
 fi
-for name; do build "$name"; done
+read_now=$(inputs)
+for name; do build "$name" "$read_now"; done

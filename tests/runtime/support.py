@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,7 +68,7 @@ class MakeConfig(Protocol):
 class Step:
     """`python3 -m finetune_runtime STEP` as a pod would run it, with its own scratch directory."""
 
-    def __init__(self, step: str, config: Model, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, step: str, config: Model, directory: Path, environment: Mapping[str, str], wrapper: Sequence[str] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.message, self.log = directory / "termination-log", directory / "log"
         self.scratch = directory / "scratch"
@@ -76,10 +76,10 @@ class Step:
         (directory / "config.json").write_text(json.dumps(config.dump()))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_runtime", step],
+                [*wrapper, sys.executable, "-m", "finetune_runtime", step],
                 env={
                     **os.environ,
-                    "PYTHONPATH": str(ROOT / "images/runtime"),
+                    "PYTHONPATH": os.pathsep.join([str(ROOT / "images/runtime"), *filter(None, [os.environ.get("PYTHONPATH")])]),
                     "FINETUNE_CONFIG": str(directory / "config.json"),
                     "FINETUNE_TERMINATION_LOG": str(self.message),
                     "FINETUNE_SCRATCH": str(self.scratch),

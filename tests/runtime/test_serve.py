@@ -64,7 +64,7 @@ def trained(s3_server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPa
             {
                 "dataset": {"validation": {"splitRatio": "0"}},
                 "tuning": {"lora": {"rank": 64, "alpha": 128, "dropout": "0"}},
-                "training": {"epochs": 150, "learningRate": "1e-2", "loggingSteps": 50},
+                "training": {"epochs": 150, "learningRate": "3e-3", "loggingSteps": 50},
                 "checkpoints": {"everySteps": 1000},
             },
         )

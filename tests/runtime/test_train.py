@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +29,8 @@ class Pods:
     environment: dict[str, str]
     started: list[Step]
 
-    def start(self, config: JobConfig, **environment: str) -> Step:
-        step = Step("train", config, self.directory / f"pod-{len(self.started)}", self.environment | environment)
+    def start(self, config: JobConfig, *, wrapper: Sequence[str] = (), **environment: str) -> Step:
+        step = Step("train", config, self.directory / f"pod-{len(self.started)}", self.environment | environment, wrapper)
         self.started.append(step)
         return step
 
@@ -254,6 +255,35 @@ def test_a_trainer_that_the_kernel_kills_is_a_crash_with_the_likely_cause(pods: 
     assert result.train is not None
     assert result.train.committed_step >= 5
     assert metrics(store, config)[-1]["step"] >= 5
+
+
+def test_out_of_memory_goes_on_from_the_last_checkpoint_with_smaller_micro_batches(
+    pods: Pods, prepared: tuple[Path, Manifest], job_config: MakeConfig, store: Store, tmp_path: Path
+) -> None:
+    config = job_config(
+        training={"epochs": 2, "effectiveBatchSize": 64, "microBatchSize": 64, "maxLength": 2048, "evalSteps": 2}, checkpoints={"everySteps": 1}
+    )
+    dataset = tmp_path / "rows"
+    shutil.copytree(prepared[0], dataset)
+    short, long = ([{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * count}] for count in (3, 400))
+    # Memory runs out in the evaluation of the second step, when the first step's checkpoint is there: only validation rows are long.
+    (dataset / "train.jsonl").write_text(f"{json.dumps({'messages': short})}\n" * 128)
+    (dataset / "val.jsonl").write_text(f"{json.dumps({'messages': long})}\n" * 64)
+    artefacts.commit(store, dataset, f"{config.prefix}/dataset", prepared[1].model_copy(update={"config_hash": config.config_hash()}))
+
+    pod = pods.start(config, wrapper=["prlimit", f"--as={3600 * 2**20}"])
+    result = pod.end(Exit.DONE, 400)
+
+    assert result.train is not None
+    assert (result.train.step, result.train.total_steps) == (4, 4)
+    assert result.train.micro_batch < 64
+    assert "out of memory with 64 rows at a time: going on with 32 rows, 2 times a step" in pod.text()
+    records = metrics(store, config)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if record.get("resumedFrom") == 1] == [2]
+    checkpoint = artefacts.load(store, f"{config.prefix}/checkpoints/checkpoint-4")
+    assert checkpoint is not None
+    assert checkpoint.details["microBatch"] == result.train.micro_batch
 
 
 def test_a_trainer_that_fails_says_why(pods: Pods, config: JobConfig, sources: Path) -> None:

@@ -1,0 +1,149 @@
+"""The train step on a real GPU: 4-bit QLoRA, memory that runs out, and interruption."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.runtime.support import ROOT, MakeConfig, Server, Step
+
+from finetune_runtime import artefacts
+from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.result import Exit, Reason
+from finetune_runtime.s3.store import Store
+
+GIB = 2**30
+# Takes all of the free memory but so many bytes, says so, and holds it until its standard input is closed.
+HOLD = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+kept = torch.empty(free - int(sys.argv[1]), dtype=torch.uint8, device='cuda')
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def only(free: int) -> Iterator[None]:
+    """A GPU with only `free` bytes left for others."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(free)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdin
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait(60)
+
+
+@pytest.fixture
+def run(tmp_path: Path, s3_server: Server) -> Iterator[Callable[[str, JobConfig], Step]]:
+    """Starts a step as a pod would; ends what a failed test leaves."""
+    started: list[Step] = []
+
+    def start(step: str, config: JobConfig) -> Step:
+        started.append(Step(step, config, tmp_path / f"pod-{len(started)}", s3_server.environment))
+        return started[-1]
+
+    yield start
+    for step in started:
+        if step.process.poll() is None:
+            step.kill()
+
+
+@pytest.fixture(scope="session")
+def middle_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 whose activations, not its weights, need gigabytes: 8 layers, hidden size 2048."""
+    directory = tmp_path_factory.mktemp("middle")
+    words = [str(n) for n in range(1000)]
+    rows = [" ".join(random.Random(n).choices(words, k=420)) for n in range(66)]
+    corpus = directory / "rows.jsonl"
+    corpus.write_text("".join(json.dumps({"query": f"Row {n}?", "response": row}) + "\n" for n, row in enumerate(rows)))
+    command: list[Any] = [
+        sys.executable,
+        ROOT / "tests/fixtures/make_tiny_model.py",
+        directory / "model",
+        "--corpus",
+        corpus,
+        "--layers",
+        "8",
+        "--hidden",
+        "2048",
+        "--head-dim",
+        "128",
+    ]
+    subprocess.run(command, check=True)
+    return directory
+
+
+@pytest.fixture
+def big(job_config: MakeConfig, sources: Path, middle_model: Path, run: Callable[[str, JobConfig], Step]) -> JobConfig:
+    """A prepared job of 8 steps of 16 long rows, without recomputing activations."""
+    shutil.copytree(middle_model / "model", sources / "pvc/models/middle")
+    (sources / "pvc/data").mkdir(exist_ok=True)
+    shutil.copy(middle_model / "rows.jsonl", sources / "pvc/data/train.jsonl")
+    training = {"epochs": 2, "effectiveBatchSize": 16, "maxLength": 2048, "gradientCheckpointing": "Off"}
+    config = job_config(model={"source": "pvc://models/middle"}, training=training, allowCpu=False)
+    run("prepare", config).end(Exit.DONE)
+    return config
+
+
+def test_the_tiny_job_trains_on_the_gpu_and_reports_its_memory(
+    job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], run: Callable[[str, JobConfig], Step], store: Store
+) -> None:
+    config = job_config(allowCpu=False)
+    commit_dataset(config)
+    train = run("train", config).end(Exit.DONE).train
+    assert train is not None
+    assert (train.step, train.total_steps) == (20, 20)
+    records = [json.loads(line) for line in store.read(f"{config.prefix}/report/metrics.jsonl").splitlines()]
+    assert all(record["gpuMemoryGiB"] > 0 for record in records if "loss" in record)
+    assert train.adapter is not None
+    assert artefacts.load(store, train.adapter.uri) is not None
+
+
+def test_a_roomy_gpu_gets_the_largest_micro_batch(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:
+    roomy = run("train", big).end(Exit.DONE, 300)
+    assert roomy.train is not None
+    assert roomy.train.micro_batch == 8
+
+
+def test_a_smaller_gpu_gets_a_smaller_micro_batch_and_the_same_steps(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:
+    with only(6 * GIB):
+        step = run("train", big)
+        result = step.end(Exit.DONE, 400)
+    assert result.train is not None
+    assert result.train.micro_batch in (1, 2, 4)
+    assert (result.train.step, result.train.total_steps) == (8, 8)
+
+
+def test_a_gpu_that_cannot_hold_one_row_is_said_with_numbers(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:
+    with only(GIB):
+        result = run("train", big).end(Exit.OUT_OF_MEMORY, 400)
+    assert result.reason == Reason.OUT_OF_MEMORY
+    assert "GiB" in result.message
+
+
+def test_sigterm_on_the_gpu_saves_and_the_next_pod_resumes(
+    job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], run: Callable[[str, JobConfig], Step]
+) -> None:
+    config = job_config(allowCpu=False, training={"epochs": 20})
+    commit_dataset(config)
+    first = run("train", config)
+    first.wait_for("checkpoint-10")
+    first.process.send_signal(signal.SIGTERM)
+    interrupted = first.end(Exit.INTERRUPTED).train
+    assert interrupted is not None
+    assert interrupted.committed_step >= 10
+    resumed = run("train", config).end(Exit.DONE).train
+    assert resumed is not None
+    assert resumed.resumed_from == interrupted.committed_step
+    assert resumed.step == resumed.total_steps == 200
