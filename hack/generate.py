@@ -18,12 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "images/runtime")]
 
+from finetune_operator.crd.generate import KINDS, Kind  # noqa: E402  after the path is set
 from hack.api_reference import reference  # noqa: E402  after the path is set
 from hack.helm import CHART, NAMESPACE, HelmError, template  # noqa: E402  after the path is set
 from hack.values_table import with_values_table  # noqa: E402  after the path is set
 from hack.yamltext import dump  # noqa: E402  after the path is set
-
-from finetune_operator.crd.generate import KINDS, Kind  # noqa: E402  after the path is set
 
 HEADER = "# Written by hack/generate.py; do not edit.\n"
 # Folders that hold generated files alone: what nobody generates any more is removed.

@@ -10,7 +10,7 @@ cd "$root"
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | while read -r file; do
   [ -f "$file" ] && head -c 64 "$file" | head -n 1 | grep -aqE '^#!.*\b(ba)?sh\b' && echo "$file"
 done)
-.venv/bin/shellcheck --external-sources "${scripts[@]}"
+.venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
 mapfile -t dockerfiles < <(git ls-files --cached --others --exclude-standard '*Dockerfile')
 .venv/bin/hadolint --config images/.hadolint.yaml "${dockerfiles[@]}"
 echo "lint: ${#scripts[@]} scripts and ${#dockerfiles[@]} Dockerfiles are clean"

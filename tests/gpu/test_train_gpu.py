@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import ROOT, MakeConfig, Server, Step
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
+from tests.runtime.support import ROOT, MakeConfig, Server, Step
 
 GIB = 2**30
 # Takes all of the free memory but so many bytes, says so, and holds it until its standard input is closed.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hack.helm import RELEASE, objects
 from tests.integration.kubectl import Kubectl
 

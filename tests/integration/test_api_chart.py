@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+
 from hack.generate import ROOT
 from hack.helm import CHART, RELEASE, binary
 from tests.integration.kubectl import Kubectl

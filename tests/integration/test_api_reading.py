@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.integration.kubectl import Kubectl, merge
-from tests.integration.test_api_refusals import ENDPOINT, JOB
 
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
+from tests.integration.kubectl import Kubectl, merge
+from tests.integration.test_api_refusals import ENDPOINT, JOB
 
 SAMPLES = sorted((Path(__file__).resolve().parents[2] / "manifests/samples").glob("*.yaml"))
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from tests.integration.kubectl import Kubectl, merge
 
 JOB: dict[str, Any] = {

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tests.integration.kubectl import Kubectl, merge
 from tests.integration.test_api_refusals import ENDPOINT, JOB
 

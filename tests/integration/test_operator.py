@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.integration.kubectl import Kubectl
 from tests.integration.operator_process import Namespace, Operator, wait
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, MakeConfig, Server, Step, answers, free_port, merged, wait_for
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import DATASET_DIR, Manifest
@@ -18,6 +17,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, MakeConfig, Server, Step, answers, free_port, merged, wait_for
 
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache/finetune-operator"))
 VERSITYGW = Path(os.environ.get("VERSITYGW", CACHE / "bin/versitygw"))

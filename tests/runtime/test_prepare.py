@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import MakeConfig, Server
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind
@@ -16,6 +15,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import DataSummary, Exit, Reason, StepError
 from finetune_runtime.prepare import run
 from finetune_runtime.s3.store import Store
+from tests.runtime.support import MakeConfig, Server
 
 CLINIC = Path(__file__).parents[2] / "examples/clinic"
 SYSTEM = "You answer for the Harbour View Clinic.\nBe brief."

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import free_port
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
 from finetune_runtime.sources.model import fetch_model, list_model
+from tests.runtime.support import free_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights", "README.md": b"# tiny", "pytorch_model.bin": b"pickle"}

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.runtime.support import Server, free_port
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import ObjectNotFound, Store
+from tests.runtime.support import Server, free_port
 
 
 def test_an_object_is_written_read_listed_and_deleted(store: Store, bucket: str, tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, Step, merged, wait_for
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.config import AdapterRef, JobConfig, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, Step, merged, wait_for
 
 PORT = 8000
 QUESTION = [{"role": "user", "content": "What are your opening hours?"}]

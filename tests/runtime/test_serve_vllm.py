@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, merged, wait_for
 
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import JobConfig, ServeConfig
 from finetune_runtime.contract.result import StepResult
 from finetune_runtime.contract.spec import S3Storage
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, merged, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
 

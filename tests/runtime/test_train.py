@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.support import MakeConfig, Proxy, Server, Step, free_port, wait_for
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
+from tests.runtime.support import MakeConfig, Proxy, Server, Step, free_port, wait_for
 
 
 @dataclass

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.runtime.support import Proxy, Server, wait_for
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
@@ -13,6 +12,7 @@ from finetune_runtime.contract.result import Reason, StepError
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
 from finetune_runtime.train.checkpoints import Staged, Uploader
+from tests.runtime.support import Proxy, Server, wait_for
 
 
 @pytest.fixture

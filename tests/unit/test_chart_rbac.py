@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from hack.generate import ROOT
 from hack.helm import objects
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hack.generate import ROOT
-from hack.helm import RELEASE, HelmError, objects
 
 from finetune_operator import names, settings
+from hack.generate import ROOT
+from hack.helm import RELEASE, HelmError, objects
 
 DIGEST = "sha256:" + "0" * 64
 

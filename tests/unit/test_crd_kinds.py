@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+
+from finetune_operator.crd.generate import KINDS, Kind
 from hack.api_reference import reference
 from hack.generate import ROOT, crd_template, differences
 from hack.yamltext import dump
-
-from finetune_operator.crd.generate import KINDS, Kind
 
 BY_KIND = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 

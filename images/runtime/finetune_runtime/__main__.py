@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .serve import ready
 
         return ready.main()
+    if step == "train":
+        # The supervisor lets it through once it can handle it: an eviction during the imports is an interruption, not a crash.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     result, code = run(step)
     leave(result)

@@ -9,7 +9,8 @@ from pydantic.alias_generators import to_camel
 
 class Model(BaseModel):
     """Immutable camelCase document. Unknown fields are ignored when read: strictness is the API server's job,
-    and an operator must be able to read objects that a newer CRD wrote."""
+    and an operator must be able to read objects that a newer CRD wrote.
+    """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 

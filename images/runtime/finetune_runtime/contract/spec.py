@@ -52,9 +52,7 @@ class ModelSpec(Model):
         "the job's storage endpoint and credentials) or pvc://CLAIM/PATH (mounted read-only).",
     )
     revision: str = Field(default="", max_length=128, description="Branch, tag or commit of an hf:// source; empty: main.")
-    secret_ref: SecretRef | None = Field(
-        default=None, description="Secret whose key HF_TOKEN is the hub token; needed for gated or private hf:// models only."
-    )
+    secret_ref: SecretRef | None = Field(default=None, description="Secret whose key HF_TOKEN is the hub token; needed for gated or private hf:// models only.")
     type: str = Field(
         default="",
         max_length=64,
@@ -100,7 +98,8 @@ class ValidationSpec(Model):
     )
     split_ratio: Fraction = Field(
         default="0.05",
-        description="Share of the training rows held out for evaluation, 0 to 1, chosen by the seed; at least one row unless 0. Ignored when sources are given.",
+        description="Share of the training rows held out for evaluation, 0 to 1, chosen by the seed; at least one row unless 0. "
+        "Ignored when sources are given.",
     )
     sources: list[DatasetSource] = Field(default=[], max_length=16, description="Validation files; absent: split off the training rows.")
 
@@ -115,7 +114,9 @@ class RowPolicy(StrEnum):
 class InvalidRows(Model):
     """Policy for rows that cannot be trained on (empty answer, unknown role, too long, not JSON)."""
 
-    policy: RowPolicy = Field(default=RowPolicy.REJECT, description="Reject: any invalid row fails the job before a GPU is taken. Drop: leave them out and report them.")
+    policy: RowPolicy = Field(
+        default=RowPolicy.REJECT, description="Reject: any invalid row fails the job before a GPU is taken. Drop: leave them out and report them."
+    )
     max: int = Field(default=0, ge=0, description="With Drop: fail when more than this many rows are invalid; 0: no limit.")
 
 
@@ -139,7 +140,9 @@ class Quantization(Model):
     )
     type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format.")
     double_quant: bool = Field(default=True, description="Quantise the quantisation constants too; saves about 0.4 bits a weight.")
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Type of the matrix products; float16 for GPUs before Ampere.")
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="Type of the matrix products; float16 for GPUs before Ampere."
+    )
 
 
 class Lora(Model):
@@ -156,7 +159,9 @@ class Lora(Model):
 class Tuning(Model):
     """How the model is adapted."""
 
-    method: Literal["QLoRA", "LoRA"] = Field(default="QLoRA", description="QLoRA: adapter on a quantised base. LoRA: adapter on the 16-bit base (2 bytes a weight).")
+    method: Literal["QLoRA", "LoRA"] = Field(
+        default="QLoRA", description="QLoRA: adapter on a quantised base. LoRA: adapter on the 16-bit base (2 bytes a weight)."
+    )
     quantization: Quantization = Field(default=Quantization(), description="Quantisation of the base model; used by QLoRA only.")
     lora: Lora = Field(default=Lora(), description="The adapter.")
 
@@ -170,7 +175,9 @@ class Training(Model):
     )
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the training rows.")
     learning_rate: PositiveFloat = Field(default="3e-6", description="Peak learning rate.")
-    max_length: int = Field(default=1024, ge=16, le=1048576, description="Longest row in tokens, prompt and answer together. Activation memory grows linearly with it.")
+    max_length: int = Field(
+        default=1024, ge=16, le=1048576, description="Longest row in tokens, prompt and answer together. Activation memory grows linearly with it."
+    )
     effective_batch_size: int = Field(default=16, ge=1, le=65536, description="Rows per optimizer step, over all GPUs and accumulation steps.")
     micro_batch_size: Annotated[
         int | Literal["Auto"],
@@ -180,7 +187,8 @@ class Training(Model):
         ),
     ] = Field(
         default="Auto",
-        description="Rows per forward pass on one GPU; activation memory grows linearly with it. Auto: the largest that fits, halved after an out-of-memory error.",
+        description="Rows per forward pass on one GPU; activation memory grows linearly with it. Auto: the largest that fits, "
+        "halved after an out-of-memory error.",
     )
     seed: int = Field(default=42, ge=0, le=2147483647, description="Seed of the split, the row order and the adapter's initial weights.")
     gradient_checkpointing: Toggle = Field(

@@ -31,6 +31,8 @@ def check_served(config: ServeConfig, manifest: Manifest) -> None:
             "an adapter works on its own base only. Set the endpoint's model to it, or create another endpoint."
         )
     quantization = _quantization(config, manifest)
+    # vLLM quantises bitsandbytes bases as nf4 with nested constants. That an adapter may have been trained without the nesting makes
+    # a difference of rounding only.
     if config.engine == "vLLM" and quantization and (quantization["bits"], quantization["type"]) != (4, "nf4"):
         what = "8 bits" if quantization["bits"] == 8 else quantization["type"]
         raise _invalid(
@@ -102,8 +104,8 @@ def environment(base: Mapping[str, str], scratch: Path, hardware: Hardware, *, t
         "TOKENIZERS_PARALLELISM": "false",
     }
     if hardware.cpu_only:
-        # vLLM would compile C++ at every start.
-        result |= {"OMP_NUM_THREADS": str(threads), "TORCHDYNAMO_DISABLE": "1"}
+        # vLLM would compile C++ at every start; threads that wait should leave the cores to others.
+        result |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
     return result
 
 

@@ -25,10 +25,10 @@ class NotReadyError(Exception):
 
 def main() -> int:
     """0 when ready, 1 when not, with the reason on standard output."""
-    name = str(json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())["servedName"])
     try:
+        name = str(json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())["servedName"])
         check(name, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
-    except (NotReadyError, OSError, http.client.HTTPException) as error:
+    except (NotReadyError, OSError, http.client.HTTPException, ValueError, KeyError) as error:
         print(f"not ready: {error or type(error).__name__}".splitlines()[0])  # noqa: T201  kubectl describe shows it
         return 1
     return 0

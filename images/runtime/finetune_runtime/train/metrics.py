@@ -23,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._records: dict[int, dict[str, Any]] = {}
+        self._last: dict[str, Any] = {}  # the newest value of each name
         self._seconds_before = 0.0
         self._started = 0.0
         self._resumed_from = 0
@@ -37,12 +38,13 @@ class Metrics:
     def rewind(self, step: int) -> None:
         """Forgets what came after `step`, because training goes on from there. The next record is marked resumedFrom."""
         self._records = {key: record for key, record in self._records.items() if key <= step}
+        self._last = {name: value for key in sorted(self._records) for name, value in self._records[key].items()}
         self._resumed_from = step
 
     def begin(self, now: float) -> None:
         """Training starts at `now` (seconds of a monotonic clock)."""
         self._started = now
-        self._seconds_before = float(self._newest().get("seconds", 0.0))
+        self._seconds_before = float(self._last.get("seconds", 0.0))
 
     def add(self, step: int, epoch: float, values: dict[str, float], memory_gib: float, *, now: float, time: datetime) -> None:
         """Merges what the trainer logged at `step`: losses and evaluation come separately."""
@@ -57,10 +59,11 @@ class Metrics:
         self._records[step] |= known | {"seconds": round(self._seconds_before + now - self._started, 3), "time": time.isoformat(timespec="seconds")}
         if memory_gib:
             self._records[step]["gpuMemoryGiB"] = round(memory_gib, 3)
+        self._last |= self._records[step]
 
     def last(self, name: str) -> float | None:
         """The newest known value, for example of loss or evalLoss."""
-        return next((self._records[step][name] for step in sorted(self._records, reverse=True) if name in self._records[step]), None)
+        return self._last.get(name)
 
     def best_step(self) -> int | None:
         """The step with the lowest evaluation loss."""
@@ -73,9 +76,6 @@ class Metrics:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(self._records[step], allow_nan=False) + "\n" for step in sorted(self._records)))
         partial.replace(path)
-
-    def _newest(self) -> dict[str, Any]:
-        return self._records[max(self._records)] if self._records else {}
 
 
 def _parse(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

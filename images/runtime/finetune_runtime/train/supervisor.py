@@ -70,6 +70,7 @@ class Supervisor:
         self._run: Run | None = None
         self._reporter = Reporter(config.reporting)
         signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(Terminate()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since the process began
 
     def run(self) -> StepResult:
         """The step's result. Raises TrainingFailedError."""
