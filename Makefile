@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit integration runtime gpu e2e
+.PHONY: lint types layers generated unit integration runtime gpu-image gpu e2e
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -32,6 +32,8 @@ integration: venv ## Against a real API server (control plane only)
 	@.venv/bin/pytest tests/integration
 runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
 	@hack/runtime-tests.sh
+gpu-image: ## 20 steps of training in the image that ships
+	@hack/gpu-image.sh
 gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW, see CONTRIBUTING.md
 	@python3 -m pytest -c tests/runtime/pytest.ini --rootdir . tests/gpu
 e2e: venv ## The whole system on the development cluster

@@ -28,8 +28,9 @@ stage layers make --no-print-directory layers
 stage unit make --no-print-directory unit
 stage tools bash -c 'tests/devcluster/install && tests/devcluster/build'
 stage generated make --no-print-directory generated
-stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3 trainer-gpu
+stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3
 stage runtime make --no-print-directory runtime
+stage gpu-image make --no-print-directory gpu-image
 stage integration make --no-print-directory integration
 stage e2e make --no-print-directory e2e
 [ -n "${KEEP_CLUSTER:-}" ] || tests/devcluster/down

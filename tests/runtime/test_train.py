@@ -64,6 +64,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def sigterm_is_blocked(pid: int) -> bool:
+    [blocked] = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")]
+    return bool(int(blocked, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def alive(pid: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
@@ -218,6 +223,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(pods: Pods, c
     assert completed.train is not None
     assert completed.train.resumed_from == before
     assert [record["step"] for record in metrics(store, config)] == list(range(1, 21))
+
+
+def test_sigterm_before_anything_is_imported_is_an_interruption_too(pods: Pods, config: JobConfig) -> None:
+    pod = pods.start(config)
+    wait_for("the first lines of the step", lambda: pod.process.poll() is not None or sigterm_is_blocked(pod.process.pid), 30)
+    pod.process.terminate()
+    assert pod.end(Exit.INTERRUPTED).reason == Reason.INTERRUPTED
 
 
 def test_sigterm_while_the_model_loads_ends_at_once(pods: Pods, config: JobConfig, store: Store) -> None:

@@ -74,6 +74,13 @@ def test_after_a_resume_each_step_is_there_once_and_time_goes_on(tmp_path: Path)
     assert records[11]["loss"] == 1.0
 
 
+def test_a_damaged_file_costs_its_damaged_lines_only(tmp_path: Path) -> None:
+    metrics = Metrics()
+    metrics.restore('{"step": 1, "loss": 3.0}\n{"step": 2, "lo\n[]\n{"loss": 1.0}\n{"step": 3, "loss": 2.0}\n', 3)
+    assert [record["step"] for record in written(metrics, tmp_path)] == [1, 3]
+    assert metrics.last("loss") == 2.0
+
+
 def test_after_an_out_of_memory_error_later_steps_are_forgotten(tmp_path: Path) -> None:
     metrics = Metrics()
     metrics.begin(0.0)

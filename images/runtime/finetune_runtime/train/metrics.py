@@ -79,7 +79,11 @@ class Metrics:
 
 
 def _parse(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    """Records of a stored file; what is none is passed over, because curves are no reason to lose a training."""
     for line in lines:
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             yield record
