@@ -36,7 +36,7 @@ def manifest(uri: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.parametrize("engine", ["vLLM", "Swift"])
 def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs, engine: str) -> None:
     memory = "4Gi" if engine == "vLLM" else "3Gi"
-    jobs.submit(inference={"engine": engine, "servedName": "rooms", "resources": {"cpu": "1", "memory": memory, "scratch": "5Gi"}})
+    jobs.submit(inference={"engine": engine, "servedName": "rooms", "resources": {"cpu": "250m", "memory": memory, "scratch": "5Gi"}})
     seen = jobs.until(lambda s: (s.get("progress") or {}).get("step") and s["phase"] == "Training", 120, what="a step reported while training")
     assert seen["progress"]["totalSteps"] == 24
     status = jobs.phase("Succeeded", 240)
@@ -69,7 +69,7 @@ def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs,
 
 
 def test_retraining_rolls_the_same_endpoint_to_the_new_version(jobs: Jobs) -> None:
-    inference = {"endpoint": "desk", "engine": "Swift", "resources": {"cpu": "1", "memory": "3Gi", "scratch": "5Gi"}}
+    inference = {"endpoint": "desk", "engine": "Swift", "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}}
     short = {"epochs": 1, "learningRate": "1e-3", "maxLength": 256, "effectiveBatchSize": 8}
     jobs.submit("first", inference=inference, training=short)
     jobs.phase("Succeeded", 240, "first")

@@ -67,7 +67,7 @@ def owned(namespace: str) -> list[str]:
 
 @pytest.mark.parametrize("operator", ["running", "scaled to zero"])
 def test_deleting_a_job_takes_its_children_and_leaves_its_artefacts(jobs: Jobs, operator: str) -> None:
-    jobs.submit(training={**LONG, "epochs": 1}, inference={"engine": "Swift", "resources": {"cpu": "1", "memory": "3Gi", "scratch": "5Gi"}})
+    jobs.submit(training={**LONG, "epochs": 1}, inference={"engine": "Swift", "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}})
     jobs.phase("Succeeded", 240)
     prefix = jobs.prefix()
     before = set(keys("finetune", prefix))

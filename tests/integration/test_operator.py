@@ -49,8 +49,8 @@ def _reap(namespace: Namespace) -> bool:
 
 
 @pytest.fixture(scope="module")
-def process(kubeconfig: Path, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    found = Operator(kubeconfig, kubectl.namespace, tmp_path_factory.mktemp("operator") / "log")
+def process(operator_kubeconfig: Path, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    found = Operator(operator_kubeconfig, kubectl.namespace, tmp_path_factory.mktemp("operator") / "log")
     yield found
     code = found.stop()
     print(found.log())

@@ -20,7 +20,7 @@ from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import JobConfig, ServeConfig
 from finetune_runtime.contract.result import StepResult
 from finetune_runtime.contract.spec import S3Storage
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, merged, wait_for
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, answers, merged, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
 
@@ -119,7 +119,8 @@ def endpoint(serving: ServeConfig, directory: Path, s3_server: Server) -> Iterat
     process = pod.start()
     try:
         started = time.monotonic()
-        wait_for("readiness", lambda: pod.ready().returncode == 0 or process.poll() is not None, 300)
+        wait_for("health", lambda: answers(f"http://127.0.0.1:{PORT}/health") or process.poll() is not None, 300)
+        wait_for("readiness", lambda: pod.ready().returncode == 0 or process.poll() is not None, 60)
         print(f"ready after {time.monotonic() - started:.1f} s")
         assert process.poll() is None, pod.log.read_text()[-6000:]
         yield pod
