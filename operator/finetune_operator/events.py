@@ -33,7 +33,10 @@ def news(before: Iterable[Condition], after: Iterable[Condition]) -> list[News]:
         if condition.reason in _QUIET or not (condition.message or condition.status == "True"):
             continue
         bad = condition.status == "False" and condition.type != "Progressing"
-        found.append(News("Warning" if bad else "Normal", condition.reason, f"{condition.type}: {condition.message or condition.status}"))
+        text = condition.message or condition.status
+        # A step that ends the job sets two conditions for one cause: that is one piece of news.
+        if not any(item.reason == condition.reason and item.message.endswith(text) for item in found):
+            found.append(News("Warning" if bad else "Normal", condition.reason, f"{condition.type}: {text}"))
     return found
 
 

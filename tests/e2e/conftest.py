@@ -73,7 +73,7 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     kubectl("delete", "namespace", name, "--wait=false")
 
 
-def job_spec(model: str, dataset: str, **changes: Any) -> dict[str, Any]:
+def job_spec(model: str, dataset: str, /, **changes: Any) -> dict[str, Any]:
     """A job of about 20 quick steps; `changes` replace whole sections."""
     return {
         "model": {"source": model, "type": "qwen3", "template": "qwen3"},

@@ -18,7 +18,7 @@ def storage(**changes: Any) -> dict[str, Any]:
 FINAL = [
     ("a row with an empty answer", "DataInvalid", [*ROWS[:6], EMPTY_ANSWER, *ROWS[6:]], ["7", "empty"]),
     ("a line that is not JSON", "DataInvalid", '{"messages": [\n', ["1"]),
-    ("an empty file", "DatasetEmpty", "", ["no rows"]),
+    ("an empty file", "DatasetEmpty", "", ["0 bytes"]),
 ]
 
 

@@ -48,7 +48,8 @@ def deploy(seen: JobState, status: FineTuneJobStatus) -> Deploy:
     current = seen.endpoint.status.current()
     if current and current.job_uid == seen.owner.uid:
         return Deploy(True, "True", Reason.DEPLOYED, f"ModelEndpoint {name} serves this adapter at {shown.url}", endpoint=shown)
-    progressing = next((c for c in seen.endpoint.status.conditions if c.type == "Progressing"), None)
+    # What the endpoint says of itself counts once it has seen the proposal and is on its way.
+    progressing = next((c for c in seen.endpoint.status.conditions if c.type == "Progressing" and c.status == "True"), None)
     reason = progressing.reason if progressing else Reason.WAITING_FOR_ENDPOINT
-    message = progressing.message if progressing and progressing.message else f"ModelEndpoint {name} is starting this version"
+    message = progressing.message if progressing else f"ModelEndpoint {name} is taking up this version"
     return Deploy(True, "Unknown", reason, message, endpoint=shown)

@@ -9,6 +9,7 @@ from finetune_operator.api.finetunejob import Attempt, Retries
 from finetune_operator.names import Step
 from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
+from finetune_runtime.contract.result import Exit
 from finetune_runtime.contract.result import Reason as StepReason
 from finetune_runtime.contract.result import StepResult
 
@@ -80,11 +81,12 @@ def _running(record: Attempt, pod: PodView | None, failures: int, interruptions:
     """The newest attempt is under way."""
     if pod is None:
         return StepState(Stand.WAIT, record.number, Reason.PENDING, "waiting for the pod to be created", record, failures, interruptions)
-    if pod.ended and pod.ended.exit_code == 0:
-        return StepState(Stand.WAIT, record.number, Reason.RUNNING, f"pod {pod.name} is done; waiting for its Job to say so", record, failures, interruptions)
-    if pod.deleting or pod.ended:
+    if pod.deleting or (pod.ended and pod.ended.exit_code == Exit.INTERRUPTED):
         message = f"pod {pod.name} was interrupted; a new pod goes on from the newest checkpoint"
         return StepState(Stand.WAIT, record.number, StepReason.INTERRUPTED, message, record, failures, interruptions)
+    if pod.ended:
+        message = f"pod {pod.name} has ended; waiting for its Kubernetes Job to take note"
+        return StepState(Stand.WAIT, record.number, Reason.RUNNING, message, record, failures, interruptions)
     if fault := waiting(pod):
         return StepState(Stand.WAIT, record.number, fault.reason, fault.message, record, failures, interruptions)
     if pod.running:

@@ -213,6 +213,11 @@ class TestInterruptions:
         assert not second.status["failures"]
         assert second.status["attempt"] == 1
 
+    @pytest.mark.parametrize(("code", "reason"), [(0, "Running"), (10, "Interrupted"), (21, "Running")])
+    def test_a_pod_that_ended_before_its_job_took_note_is_not_mistaken(self, code: int, reason: str) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, phase="Failed", ended=ended(code))))
+        assert plan.status["reason"] == reason
+
     def test_a_pod_that_is_being_deleted_is_shown_as_interrupted(self) -> None:
         plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True, deleting=True)))
         assert plan.status["reason"] == "Interrupted"
