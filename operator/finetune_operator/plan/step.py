@@ -9,9 +9,8 @@ from finetune_operator.api.finetunejob import Attempt, Retries
 from finetune_operator.names import Step
 from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
-from finetune_runtime.contract.result import Exit
+from finetune_runtime.contract.result import Exit, StepResult
 from finetune_runtime.contract.result import Reason as StepReason
-from finetune_runtime.contract.result import StepResult
 
 from .faults import Failure, failure, result, waiting
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from finetune_operator.api.meta import Condition
 from finetune_operator.events import MAX_NOTE, News, event, news
 
