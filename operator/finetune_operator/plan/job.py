@@ -64,11 +64,13 @@ class _Draft:
         return replace(self.plan, status=self.status.dump())
 
 
-def _display(progress: Progress, *, running: bool) -> Display:
-    return Display(
+def _display(progress: Progress, *, running: bool) -> Display | None:
+    """Texts for the columns; None rather than an empty object, which server-side apply would turn into a null that the CRD refuses."""
+    shown = Display(
         step=f"{progress.step}/{progress.total_steps}" if progress.total_steps else None,
         eta=duration(progress.eta_seconds) if running and progress.eta_seconds is not None else None,
     )
+    return shown if shown.step or shown.eta else None
 
 
 def _remember(attempts: list[Attempt], record: Attempt | None) -> list[Attempt]:
@@ -112,6 +114,10 @@ def _record_training(draft: _Draft, result: StepResult) -> None:
 def _observe_progress(draft: _Draft) -> None:
     """Take the newest report; a report of before the last status never takes a job back."""
     reported, known = draft.seen.progress, draft.status.progress
+    if draft.conditions.is_true(ConditionType.TRAINED):
+        return  # the result has the last word
+    if reported and reported.total_steps == 0 and known:
+        return  # a new pod that is still loading: what is known stays
     if reported and (known is None or (reported.updated_at or "") >= (known.updated_at or "")):
         # Right after a restart the pod has no loss yet: keep showing the last one.
         keep = {k: v for k, v in (known.dump() if known else {}).items() if k in ("loss", "evalLoss")}

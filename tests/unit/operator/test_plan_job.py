@@ -308,6 +308,22 @@ class TestProgress:
         assert plan.status["progress"]["loss"] == "1.08"
         assert plan.status["display"] == {"step": "12/40"}
 
+    def test_a_pod_that_is_still_loading_takes_nothing_away(self) -> None:
+        before = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=self.progress(loss="1.08")))
+        loading = Progress(updated_at="2027-01-15T08:01:00Z")
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), status=before.status, progress=loading))
+        assert plan.status["display"]["step"] == "12/40"
+
+    def test_a_late_report_never_overrides_the_result(self) -> None:
+        late = Progress(step=40, updated_at="2027-01-15T09:00:00Z")
+        trained = settle(state(PREPARED_STEP, TRAINED_STEP, spec={"inference": {}}))
+        plan = settle(state(PREPARED_STEP, TRAINED_STEP, spec={"inference": {}}, status=trained.status, progress=late))
+        assert plan.status["display"] == {"step": "40/40"}
+
+    def test_columns_without_content_are_left_out_because_the_api_server_refuses_a_null(self) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=Progress(updated_at="2027-01-15T08:00:01Z")))
+        assert "display" not in plan.status
+
     def test_a_report_older_than_the_status_is_ignored(self) -> None:
         before = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True), progress=self.progress(step=20)))
         old = self.progress(step=3, updatedAt="2027-01-15T07:59:00Z")
