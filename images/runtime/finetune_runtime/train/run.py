@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from .metrics import Metrics
 from .progress import Phase, Reporter
 
 log = logging.getLogger(__name__)
+KEPT = "kept"  # below scratch: the newest checkpoint, for the adapter and for going on after an out-of-memory error
 
 
 class Run:
@@ -183,7 +186,11 @@ class Run:
 
     def _on_saved(self, event: Event) -> None:
         staged = Path(event.path)
-        self.checkpoint = self._output / staged.name
+        # Links of our own: the trainer's rotation may take the original away, and the uploader removes the staged files.
+        kept = self._scratch / KEPT
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(staged, kept / staged.name, copy_function=os.link)
+        self.checkpoint = kept / staged.name
         self._finished = event.step == event.total_steps
         self._metrics.write(self._metrics_file)
         manifest = self._manifest(Kind.CHECKPOINT, {"microBatch": self.summary.micro_batch})

@@ -78,7 +78,7 @@ class Supervisor:
             store = Store(self._config.storage)
             if adapter := self._unless_terminated(lambda: committed_adapter(self._config, store)):
                 return _completed_before(*adapter)
-            for name in ("output", "staged", "resume", "adapter"):
+            for name in ("output", "staged", "kept", "resume", "adapter"):
                 shutil.rmtree(self._scratch / name, ignore_errors=True)  # of a container that ran here before: only storage is trusted
             start = self._unless_terminated(lambda: gather(self._config, store, self._scratch))
             self._run = Run(self._config, store, self._scratch, start, self._reporter)
