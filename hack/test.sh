@@ -22,11 +22,12 @@ stage() {
 }
 
 hack/venv.sh
+# helm and kubectl are needed from the unit tests on
+stage tools bash -c 'tests/devcluster/install && tests/devcluster/build'
 stage lint make --no-print-directory lint
 stage types make --no-print-directory types
 stage layers make --no-print-directory layers
 stage unit make --no-print-directory unit
-stage tools bash -c 'tests/devcluster/install && tests/devcluster/build'
 stage generated make --no-print-directory generated
 stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3
 stage runtime make --no-print-directory runtime
