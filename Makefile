@@ -31,7 +31,8 @@ unit: venv ## Pure tests, seconds
 integration: venv ## Against a real API server (control plane only)
 	@.venv/bin/pytest tests/integration
 runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
-	@hack/runtime-tests.sh
+	@hack/runtime-tests.sh --ignore tests/runtime/test_serve_vllm.py tests/runtime
+	@.venv/bin/pytest -c tests/runtime/pytest.ini --rootdir . tests/runtime/test_serve_vllm.py
 gpu-image: ## 20 steps of training in the image that ships
 	@hack/gpu-image.sh
 gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW, see CONTRIBUTING.md
