@@ -53,8 +53,7 @@ kubeconfig: ## Path for KUBECONFIG
 	@$(DEVCLUSTER)/kubeconfig
 stack: venv ## Cluster, images, S3 server and operator, brought up to date
 	@hack/stack.sh
-demo-down: ## End the demo: the cluster and everything in it
-	@$(DEVCLUSTER)/down
+demo-down: cluster-down ## End the demo: the cluster and everything in it
 
 ##@ Making things
 .PHONY: venv images generate lock format clean-cache

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from . import clock, events, metrics
+from . import clock, events
 from .api import API_VERSION
 from .api.finetunejob import FineTuneJob
 from .api.meta import Condition, ConditionType, Owner
@@ -100,7 +100,6 @@ class Reconciler:
         raw = self._newest(key, self._caches.finetunejobs)
         if raw is None:
             self._progress.forget((key.namespace, key.name))
-            metrics.job_steps.clear()
             return None
         owner = _owner(key.kind, raw)
         try:
