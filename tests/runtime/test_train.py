@@ -1,5 +1,6 @@
 """The train step as a pod runs it: real ms-swift, real S3, real signals."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
 from tests.runtime.support import MakeConfig, Proxy, Server, Step, free_port, wait_for
+
+TGKILL = 234  # system call of x86-64: a signal for one thread
 
 
 @dataclass
@@ -127,6 +130,24 @@ def test_a_checkpoint_at_the_last_step_is_committed_without_training(pods: Pods,
     manifest = artefacts.load(store, second.train.adapter.uri)
     assert manifest is not None
     assert manifest.details["evalLoss"] == first.train.eval_loss
+
+
+def test_the_last_checkpoint_becomes_the_adapter_although_an_earlier_one_was_better(
+    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], store: Store
+) -> None:
+    # transformers removes the last checkpoint at the end of a training whose best one is another, before anybody is told.
+    config = job_config(training={"learningRate": "0.03", "evalSteps": 5})
+    commit_dataset(config)
+    result = pods.start(config).end(Exit.DONE)
+    losses = {record["step"]: record["evalLoss"] for record in metrics(store, config) if "evalLoss" in record}
+    assert min(losses, key=lambda step: losses[step]) < 20, f"the case needs an evaluation loss that rises again: {losses}"
+    assert result.train is not None
+    assert result.train.adapter is not None
+    made, last = (artefacts.load(store, uri) for uri in (result.train.adapter.uri, f"{config.prefix}/checkpoints/checkpoint-20"))
+    assert made is not None
+    assert last is not None
+    weights = [[entry.sha256 for entry in manifest.files if entry.path == "adapter_model.safetensors"] for manifest in (made, last)]
+    assert weights[0] == weights[1] != []
 
 
 def test_sigterm_saves_and_the_next_pod_goes_on_where_it_stopped(pods: Pods, config: JobConfig, store: Store) -> None:
@@ -252,6 +273,20 @@ def test_sigterm_while_inputs_are_fetched_ends_at_once(pods: Pods, config: JobCo
     wait_for("the download of the dataset", proxy.stalled.is_set, 120)
     started = time.monotonic()
     pod.process.terminate()
+    pod.end(Exit.INTERRUPTED)
+    assert time.monotonic() - started < 5
+    proxy.close()
+
+
+def test_sigterm_that_the_kernel_gives_to_another_thread_is_noticed_too(pods: Pods, config: JobConfig, s3_server: Server) -> None:
+    proxy = Proxy(s3_server.endpoint)
+    proxy.stall_on = b"/dataset/train.jsonl"
+    storage = config.storage.model_copy(update={"endpoint": proxy.endpoint})
+    pod = pods.start(config.model_copy(update={"storage": storage}))
+    wait_for("the download of the dataset", proxy.stalled.is_set, 120)
+    started, pid = time.monotonic(), pod.process.pid
+    other = next(thread.name for thread in Path(f"/proc/{pid}/task").iterdir() if thread.name != str(pid))
+    assert ctypes.CDLL(None).syscall(TGKILL, pid, int(other), int(signal.SIGTERM)) == 0
     pod.end(Exit.INTERRUPTED)
     assert time.monotonic() - started < 5
     proxy.close()

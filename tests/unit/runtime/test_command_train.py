@@ -212,10 +212,12 @@ def test_the_training_process_gets_no_secrets_no_network_and_writable_caches() -
         "AWS_SESSION_TOKEN": "t",
         "HF_TOKEN": "h",
         "PYTHONPATH": "/app",
+        "TENSORBOARD_LOGGING_DIR": "/elsewhere",
         "CUDA_VISIBLE_DEVICES": "0",
     }
     found = environment(base, Path("/scratch"), threads=4, events_fd=7, staging=Path("/scratch/staged"))
     assert not [name for name in found if "AWS" in name or "TOKEN" in name.removeprefix("TOKENIZERS")]
+    assert "TENSORBOARD_LOGGING_DIR" not in found  # it would win over the command line
     assert found["HF_HUB_OFFLINE"] == "1"
     assert found["OMP_NUM_THREADS"] == "4"
     assert found["CUDA_VISIBLE_DEVICES"] == "0"

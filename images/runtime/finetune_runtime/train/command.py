@@ -19,7 +19,8 @@ from .events import EVENTS_FD, STAGING
 
 PLUGIN = Path(__file__).parent / "plugin" / "finetune_callback.py"
 _PACKAGE_ROOT = Path(__file__).parents[2]
-_SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Secrets, and variables that win over the command line.
+_NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def dtype(tuning: Tuning, hardware: Hardware) -> str:
 
 def environment(base: Mapping[str, str], scratch: Path, *, threads: int, events_fd: int, staging: Path) -> dict[str, str]:
     """Environment of the training process: no network, no secrets, all caches in the scratch volume."""
-    return {name: value for name, value in base.items() if not name.startswith(_SECRETS)} | {
+    return {name: value for name, value in base.items() if not name.startswith(_NOT_INHERITED)} | {
         EVENTS_FD: str(events_fd),
         STAGING: str(staging),
         "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *filter(None, [base.get("PYTHONPATH")])]),

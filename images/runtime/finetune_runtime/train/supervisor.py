@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 STEP = "train"
 PATIENCE_SECONDS = 600.0  # how long storage may be down at the end before the work since the last committed checkpoint is given up
 CRASH_PATIENCE_SECONDS = 60.0
+SIGNAL_SECONDS = 0.5  # a signal is noticed this soon at the latest
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Supervisor:
     def _follow(self, child: Child, run: Run) -> int:
         """Works off the queue until the process has ended; returns its return code."""
         while True:
-            match self._inbox.get():
+            match self._next():
                 case Terminate() if not self._terminating:
                     self._terminating = True
                     log.info("SIGTERM: saving at the end of the step")
@@ -159,11 +160,23 @@ class Supervisor:
             self._inbox.put(Ready())
 
         Thread(target=target, daemon=True).start()
-        if isinstance(self._inbox.get(), Terminate):
+        if isinstance(self._next(), Terminate):
             raise _Interrupted
         if errors:
             raise errors[0]
         return results[0]
+
+    def _next(self) -> Event | Ended | Terminate | Ready:
+        """Waits for whatever comes next.
+
+        Python runs signal handlers between two instructions of the main thread. A signal that the kernel gives to another thread, or
+        that comes just before the wait begins, does not end a wait without a time limit, and the pod would not notice its eviction.
+        """
+        while True:
+            try:
+                return self._inbox.get(timeout=SIGNAL_SECONDS)
+            except queue.Empty:
+                continue
 
     def _interrupted(self) -> StepResult:
         summary = self._summary()
