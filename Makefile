@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit integration runtime gpu-image gpu e2e
+.PHONY: lint types layers generated unit integration runtime test-kill bench-upload gpu-image gpu e2e
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -32,7 +32,12 @@ integration: venv ## Against a real API server (control plane only)
 	@.venv/bin/pytest tests/integration
 runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
 	@hack/runtime-tests.sh --ignore tests/runtime/test_serve_vllm.py tests/runtime
+	@hack/runtime-tests.sh tests/kill
 	@.venv/bin/pytest -c tests/runtime/pytest.ini --rootdir . tests/runtime/test_serve_vllm.py
+test-kill: venv ## 40 training pods killed at any moment finish alike; KILLS=, SEED=, ONLY=k
+	@hack/runtime-tests.sh -s tests/kill --kills $(or $(KILLS),40) --seed $(or $(SEED),1) $(if $(ONLY),--only $(ONLY))
+bench-upload: venv ## Our upload beside s5cmd and boto3, and what it costs a training; SIZE= in GiB
+	@hack/bench/upload.sh
 gpu-image: ## 20 steps of training in the image that ships
 	@hack/gpu-image.sh
 gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW, see CONTRIBUTING.md

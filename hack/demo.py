@@ -18,6 +18,7 @@ from botocore.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache/finetune-operator"))
+REPORT = CACHE / "demo/report.html"
 MODEL = CACHE / "models/SmolLM2-135M-Instruct"
 CLINIC = ROOT / "examples/clinic"
 JOB = ROOT / "manifests/samples/clinic-demo.yaml"
@@ -41,12 +42,16 @@ def kubectl(*args: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def upload() -> None:
-    """Put model and data where the job reads them; what is there already stays."""
-    client = boto3.client(
+def s3_client() -> Any:
+    return boto3.client(
         "s3", endpoint_url=S3, region_name="us-east-1", aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"], config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
     )  # fmt: skip
+
+
+def upload() -> None:
+    """Put model and data where the job reads them; what is there already stays."""
+    client = s3_client()
     buckets = {b["Name"] for b in client.list_buckets()["Buckets"]}
     for bucket in ("models", "datasets", "finetune"):
         if bucket not in buckets:
@@ -94,6 +99,13 @@ def watch() -> dict[str, Any]:
     return status
 
 
+def fetch_report(status: dict[str, Any]) -> None:
+    """The job's report page, to be opened in a browser."""
+    bucket, _, key = status["run"]["report"].removeprefix("s3://").partition("/")
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    s3_client().download_file(bucket, key, str(REPORT))
+
+
 def ask(model: str, question: str) -> str:
     body = {"model": model, "temperature": 0, "max_tokens": 64, "messages": [{"role": "user", "content": question}]}
     request = urllib.request.Request(f"http://127.0.0.1:{PORT}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -120,7 +132,7 @@ def main() -> None:
     say("kubectl apply -f manifests/samples/clinic-demo.yaml")
     prepare_namespace()
     kubectl("apply", "-f", str(JOB))
-    watch()
+    fetch_report(watch())
     subprocess.run([str(ROOT / "tests/devcluster/forward"), str(PORT), f"{NAMESPACE}/support:80"], check=True, stdout=subprocess.DEVNULL)
     say("the same questions to the base model and to the tuned one")
     good = compare()
@@ -133,6 +145,7 @@ def main() -> None:
   kubectl explain finetunejob.spec.training --recursive
   curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "support", "messages": [{{"role": "user", "content": "When are you open?"}}]}}'
+  open {REPORT}   # curves, data, answers before and after
   make demo-down        # ends the cluster and everything in it
 """
     )

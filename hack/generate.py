@@ -6,6 +6,7 @@ charts/finetune-operator/templates/crds/*.yaml   the same, as the chart installs
 charts/finetune-operator/README.md               its table of values
 manifests/install.yaml                           the chart with its default values, for kubectl apply
 docs/api.md                                      API reference
+docs/extra-args.md                               arguments that spec.training.extraArgs takes
 """
 
 import argparse
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "images/runtime")]
 
 from finetune_operator.crd.generate import KINDS, Kind  # noqa: E402  after the path is set
-from hack.api_reference import reference  # noqa: E402  after the path is set
+from hack import api_reference, extra_args_reference  # noqa: E402  after the path is set
 from hack.helm import CHART, NAMESPACE, HelmError, template  # noqa: E402  after the path is set
 from hack.values_table import with_values_table  # noqa: E402  after the path is set
 from hack.yamltext import dump  # noqa: E402  after the path is set
@@ -46,7 +47,8 @@ def generate(root: Path) -> list[Path]:
     readme = CHART / "README.md"
     write(readme, with_values_table((root / readme).read_text(), root / CHART))
     write(Path("manifests/install.yaml"), HEADER + install(root))
-    write(Path("docs/api.md"), reference())
+    write(Path("docs/api.md"), api_reference.reference())
+    write(Path("docs/extra-args.md"), extra_args_reference.reference())
     return written
 
 

@@ -69,6 +69,16 @@ def _owner(kind: str, raw: Mapping[str, Any]) -> Owner:
     return Owner(kind=kind, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"], generation=meta.get("generation", 0))
 
 
+def _readable(conditions: Iterable[Mapping[str, Any]]) -> list[Condition]:
+    found = []
+    for raw in conditions:
+        try:
+            found.append(Condition.model_validate(raw))
+        except ValidationError:
+            continue
+    return found
+
+
 class Reconciler:
     """Brings objects to their goal, one round at a time."""
 
@@ -163,10 +173,13 @@ class Reconciler:
         """A spec that this version cannot read, for example because the CRD is newer."""
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        conditions = Conditions((), owner.generation, clock.text(time.time()))
+        known: Mapping[str, Any] = raw.get("status") or {}
+        before = _readable(known.get("conditions", ()))
+        conditions = Conditions(before, owner.generation, clock.text(time.time()))
         conditions.set(ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, f"{where}: {first['msg']}; does the CRD belong to this operator's version?")
-        status = {"phase": "Pending", "reason": Reason.INVALID_SPEC, "conditions": [c.dump() for c in conditions.all()]}
-        await self._report(Key(owner.kind, owner.namespace, owner.name), owner, raw, [], Plan(status=status))
+        # Whatever else was recorded stays: it is not ours to forget because this version cannot read the spec.
+        status = {**known, "reason": Reason.INVALID_SPEC, "conditions": [c.dump() for c in conditions.all()]}
+        await self._report(Key(owner.kind, owner.namespace, owner.name), owner, raw, before, Plan(status={"phase": "Pending", **status}))
 
     async def _report(self, key: Key, owner: Owner, raw: Mapping[str, Any], before: list[Condition], plan: Plan) -> None:
         """Write the status once, last, and only when it differs; then tell what changed."""

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 
-from finetune_runtime.contract.config import STATUS_AUDIENCE
+from finetune_runtime.contract.config import ALLOWED_CIDRS_ENV, STATUS_AUDIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class Settings:
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     allow_cpu: bool = False
+    hub_endpoint: str = ""
+    allowed_cidrs: tuple[str, ...] = ()
     watch_namespaces: tuple[str, ...] = ()
     status_url: str = ""
     status_port: int = 8443
@@ -41,6 +44,13 @@ def _integer(env: Mapping[str, str], key: str, default: int) -> int:
         raise SettingsError(f"{key}={env[key]!r} is not a whole number") from error
 
 
+def _networks(env: Mapping[str, str], key: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(text)) for text in _names(env.get(key, "")))
+    except ValueError as error:
+        raise SettingsError(f"{key}: {error}; write networks as 10.1.0.0/16, separated by commas") from error
+
+
 def load(env: Mapping[str, str] = os.environ) -> Settings:
     """Settings from environment variables. Raises SettingsError with the name of the variable and the cure."""
     missing = [key for key in ("FINETUNE_TRAINER_IMAGE", "FINETUNE_INFERENCE_IMAGE") if not env.get(key)]
@@ -52,6 +62,8 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         pull_policy=env.get("FINETUNE_IMAGE_PULL_POLICY") or "IfNotPresent",
         pull_secrets=_names(env.get("FINETUNE_IMAGE_PULL_SECRETS", "")),
         allow_cpu=env.get("FINETUNE_ALLOW_CPU", "").lower() == "true",
+        hub_endpoint=env.get("FINETUNE_HUB_ENDPOINT", "").rstrip("/"),
+        allowed_cidrs=_networks(env, ALLOWED_CIDRS_ENV),
         watch_namespaces=_names(env.get("FINETUNE_WATCH_NAMESPACES", "")),
         status_url=env.get("FINETUNE_STATUS_URL", "").rstrip("/"),
         status_port=_integer(env, "FINETUNE_STATUS_PORT", 8443),

@@ -108,6 +108,31 @@ def test_the_tiny_job_trains_on_the_gpu_and_reports_its_memory(
     assert all(record["gpuMemoryGiB"] > 0 for record in records if "loss" in record)
     assert train.adapter is not None
     assert artefacts.load(store, train.adapter.uri) is not None
+    answers = json.loads(store.read(f"{config.prefix}/report/answers.json"))["answers"]
+    assert [set(answer) for answer in answers] == [{"prompt", "expected", "base", "tuned"}] * 2  # as many as there are validation rows
+    assert all(answer["base"] and answer["tuned"] for answer in answers)
+    assert b"</html>" in store.read(f"{config.prefix}/report/report.html")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"tuning": {"quantization": {"bits": 8}}}, id="8 bits"),
+        pytest.param({"tuning": {"method": "LoRA"}}, id="16 bits"),
+        pytest.param({"training": {"extraArgs": {"optim": "paged_adamw_8bit", "warmup_ratio": "0.1"}}}, id="a paged 8-bit optimizer"),
+        pytest.param({"training": {"learningRate": "0.03", "evalSteps": 5, "earlyStopping": {"patience": 1}}, "checkpoints": {"use": "Best"}}, id="early stop"),
+    ],
+)
+def test_other_kinds_of_jobs_train_on_the_gpu_too(
+    job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], run: Callable[[str, JobConfig], Step], store: Store, overrides: dict[str, Any]
+) -> None:
+    config = job_config(allowCpu=False, **overrides)
+    commit_dataset(config)
+    train = run("train", config).end(Exit.DONE).train
+    assert train is not None
+    assert train.adapter is not None
+    assert train.stopped_early or train.step == train.total_steps
+    assert artefacts.load(store, train.adapter.uri) is not None
 
 
 def test_a_roomy_gpu_gets_the_largest_micro_batch(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:

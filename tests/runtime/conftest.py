@@ -17,7 +17,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, MakeConfig, Server, Step, answers, free_port, merged, wait_for
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, MakeConfig, Pods, Server, Step, merged, running_server
 
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache/finetune-operator"))
 VERSITYGW = Path(os.environ.get("VERSITYGW", CACHE / "bin/versitygw"))
@@ -25,32 +25,11 @@ VERSITYGW = Path(os.environ.get("VERSITYGW", CACHE / "bin/versitygw"))
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """versitygw on a free port of the loopback interface; its data directory needs a file system with user.* xattrs."""
+    """A real S3 server for the whole session."""
     if not VERSITYGW.exists():
         pytest.fail(f"{VERSITYGW} is missing: build it with tests/devcluster/build or set VERSITYGW")
-    data = tmp_path_factory.mktemp("s3")
-    server = Server(f"http://127.0.0.1:{free_port()}", "tester", "only-for-tests")
-    address = server.endpoint.removeprefix("http://")
-    log = (data.parent / "versitygw.log").open("wb")
-    process = subprocess.Popen(
-        [VERSITYGW, "posix", data],
-        env={
-            "ROOT_ACCESS_KEY": server.access_key,
-            "ROOT_SECRET_KEY": server.secret_key,
-            "VGW_PORT": address,
-            "VGW_HEALTH": "/healthz",
-        },
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        wait_for("the S3 server's start", lambda: process.poll() is not None or answers(f"{server.endpoint}/healthz"))
-        assert process.poll() is None, Path(log.name).read_text()
+    with running_server(VERSITYGW, tmp_path_factory.mktemp("s3")) as server:
         yield server
-    finally:
-        process.kill()  # asked to end, it waits for connections that killed pods have left
-        process.wait()
-        log.close()
 
 
 @pytest.fixture
@@ -136,3 +115,20 @@ def commit_dataset(prepared: tuple[Path, Manifest], store: Store) -> Callable[[J
         artefacts.commit(store, directory, f"{config.prefix}/{DATASET_DIR}", manifest.model_copy(update={"config_hash": config.config_hash()}))
 
     return commit
+
+
+@pytest.fixture
+def pods(tmp_path: Path, s3_server: Server, sources: Path) -> Iterator[Pods]:
+    found = Pods(tmp_path, s3_server.environment, [])
+    yield found
+    for step in found.started:
+        if step.process.poll() is None:
+            step.kill()
+
+
+@pytest.fixture
+def config(job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None]) -> JobConfig:
+    """A job of 20 steps whose dataset is prepared."""
+    made = job_config()
+    commit_dataset(made)
+    return made

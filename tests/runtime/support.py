@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +20,11 @@ from typing import Any, Protocol
 import boto3
 from botocore.config import Config
 
+from finetune_runtime import artefacts
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import StepResult
+from finetune_runtime.s3.store import Store
 
 ROOT = Path(__file__).parents[2]
 CLINIC = ROOT / "examples/clinic/support.jsonl"
@@ -57,6 +61,32 @@ class Server:
             region_name="us-east-1",
             config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
         )
+
+
+@contextmanager
+def running_server(versitygw: Path, data: Path) -> Iterator[Server]:
+    """versitygw on a free port of the loopback interface; `data`, a directory that exists, needs a file system with user.* xattrs."""
+    server = Server(f"http://127.0.0.1:{free_port()}", "tester", "only-for-tests")
+    log = data.parent / "versitygw.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [versitygw, "posix", data],
+            env={
+                "ROOT_ACCESS_KEY": server.access_key,
+                "ROOT_SECRET_KEY": server.secret_key,
+                "VGW_PORT": server.endpoint.removeprefix("http://"),
+                "VGW_HEALTH": "/healthz",
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for("the S3 server's start", lambda: process.poll() is not None or answers(f"{server.endpoint}/healthz"))
+        assert process.poll() is None, log.read_text()
+        yield server
+    finally:
+        process.kill()  # asked to end, it waits for connections that killed pods have left
+        process.wait()
 
 
 class MakeConfig(Protocol):
@@ -108,8 +138,30 @@ class Step:
         self.process.wait()
 
 
+@dataclass
+class Pods:
+    """Starts training pods of one job one after another, each with a scratch volume of its own, and ends what a failed test leaves."""
+
+    directory: Path
+    environment: dict[str, str]
+    started: list[Step]
+
+    def start(self, config: JobConfig, *, wrapper: Sequence[str] = (), **environment: str) -> Step:
+        step = Step("train", config, self.directory / f"pod-{len(self.started)}", self.environment | environment, wrapper)
+        self.started.append(step)
+        return step
+
+
+def metrics(store: Store, config: JobConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.read(f"{config.prefix}/report/metrics.jsonl").splitlines()]
+
+
+def steps(store: Store, config: JobConfig) -> list[int]:
+    return [step for step, _, _ in artefacts.checkpoints(store, config.prefix)]
+
+
 class Proxy:
-    """A TCP proxy in front of the S3 server that can lose it, or stop in the middle of a request."""
+    """A TCP proxy in front of the S3 server that can lose it, stop in the middle of a request, or be a slow line."""
 
     def __init__(self, endpoint: str) -> None:
         host, _, port = endpoint.removeprefix("http://").partition(":")
@@ -119,6 +171,7 @@ class Proxy:
         self.down = False
         self.stall_on = b""  # a request with these bytes is not passed on, nor is anything after it on its connection
         self.stalled = threading.Event()
+        self.bytes_per_second = math.inf  # of each connection, on the way to the server
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -145,6 +198,8 @@ class Proxy:
                     return
                 if self.down:
                     break
+                if to_server:
+                    time.sleep(len(data) / self.bytes_per_second)
                 target.sendall(data)
         except OSError:
             pass  # either side hung up

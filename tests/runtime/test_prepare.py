@@ -1,13 +1,17 @@
 """The prepare step from sources to committed dataset, with a real tokenizer, ms-swift's templates and a real S3 server."""
 
+import gzip
 import hashlib
+import io
 import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind
@@ -97,7 +101,13 @@ def test_report_counts_what_training_will_see(data: Path, store: Store, job_conf
     assert tokens["percentiles"]["100"] == summary.longest
     assert tokens["percentiles"]["50"] <= tokens["percentiles"]["99"]
     assert 0.3 < tokens["trainableShare"] < 0.8
-    assert report["rows"]["train"] == {"files": 1, "read": 149, "valid": 149, "invalid": 0, "causes": {}}
+    assert tokens["tooLongShare"] == 0
+    assert sum(bucket["rows"] for bucket in tokens["histogram"]) == 142
+    assert tokens["histogram"][-2]["upTo"] < summary.longest <= tokens["histogram"][-1]["upTo"]
+    counts = {"files": 1, "read": 149, "valid": 149, "invalid": 0, "sampledOut": 0, "causes": {}}
+    source = {"source": "pvc://data/train.jsonl", "samples": None, "format": "JSON Lines", "encoding": "UTF-8", **counts}
+    assert report["rows"] == {"train": {**counts, "sources": [source]}, "validation": None}
+    assert (report["duplicates"], report["leaks"]) == (0, 0)
     assert report["chatTemplate"]["origin"] == "ms-swift"
     assert report["chatTemplate"]["checked"] > 20
     assert report["model"] == {"source": "pvc://models/tiny-qwen3", "revision": "", "type": "qwen3", "template": "qwen3"}
@@ -193,7 +203,8 @@ def test_row_over_max_length_is_invalid_with_its_length(data: Path, job_config: 
 
 
 def test_default_system_prompt_is_given_to_rows_and_to_served_requests(data: Path, store: Store, tiny_model: Path, job_config: MakeConfig) -> None:
-    write_rows(data / "train.jsonl", [conversation("a", "b"), conversation("c", "d", "e", "f"), conversation("g", "h", system="Own.")] * 40)
+    kinds = [(conversation(f"a{row}", "b"), conversation("c", "d", f"e{row}", "f"), conversation(f"g{row}", "h", system="Own.")) for row in range(40)]
+    write_rows(data / "train.jsonl", [conversation for kind in kinds for conversation in kind])
     config = job_config(dataset={"system": SYSTEM})
     summary_of(config)
     found = {row["messages"][0]["content"] for row in rows(store, config, "train.jsonl")}
@@ -213,18 +224,99 @@ def rendered(model: Path, template: str, question: str, system: str = "") -> str
     return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True))
 
 
-def test_explicit_validation_is_taken_as_it_is_and_leaks_are_told(data: Path, store: Store, job_config: MakeConfig) -> None:
+@pytest.fixture
+def leaking(data: Path) -> list[str]:
+    """val.jsonl has the clinic's first five rows; train.jsonl the others, the last two of the five, and one row twice."""
     lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
     (data / "val.jsonl").write_text("".join(lines[:5]))
     (data / "train.jsonl").write_text("".join([*lines[3:], lines[-1]]))
-    config = job_config(dataset={"validation": {"sources": [{"source": "pvc://data/val.jsonl"}]}})
+    return lines
+
+
+LEAKING = {"sources": [{"source": "pvc://data/val.jsonl"}]}
+
+
+def test_explicit_validation_is_taken_as_it_is_and_training_rows_in_it_are_left_out(leaking: list[str], store: Store, job_config: MakeConfig) -> None:
+    config = job_config(dataset={"validation": LEAKING, "invalidRows": {"policy": "Drop"}})
     summary = summary_of(config)
-    assert (summary.train_rows, summary.validation_rows) == (147, 5)
-    assert rows(store, config, "val.jsonl") == [json.loads(line) for line in lines[:5]]
+    assert (summary.train_rows, summary.validation_rows, summary.invalid_rows) == (145, 5, 2)
+    assert rows(store, config, "val.jsonl") == [json.loads(line) for line in leaking[:5]]
+    assert rows(store, config, "train.jsonl") == [json.loads(line) for line in [*leaking[5:], leaking[-1]]]
     assert summary.warnings == [
-        "2 training rows are also validation rows: the evaluation loss will look better than it is",
+        "2 invalid rows were left out; report.json lists the first 2",
         "1 rows are exact copies of others: they weigh more in training",
     ]
+    report = json.loads(committed(store, config, "report.json"))
+    assert (report["leaks"], report["duplicates"], report["rows"]["train"]["causes"]) == (2, 1, {"LeaksIntoValidation": 2})
+
+
+def test_training_rows_in_the_validation_data_are_refused_by_row(leaking: list[str], job_config: MakeConfig) -> None:
+    assert refusal_of(job_config(dataset={"validation": LEAKING})).message.startswith(
+        "2 of 152 rows cannot be trained on: pvc://data/train.jsonl:1: the row is also a validation row, and would make the evaluation loss look better than "
+        "it is; pvc://data/train.jsonl:2: the same. "
+    )
+
+
+def test_copies_of_a_row_are_on_one_side_of_the_split(data: Path, store: Store, job_config: MakeConfig) -> None:
+    write_rows(data / "train.jsonl", [conversation(f"Question {number % 20}?", "Yes.") for number in range(200)])
+    config = job_config(dataset={"validation": {"splitRatio": "0.1"}})
+    summary = summary_of(config)
+    assert (summary.train_rows, summary.validation_rows) == (180, 20)
+    train, validation = ({str(row) for row in rows(store, config, name)} for name in ("train.jsonl", "val.jsonl"))
+    assert (len(train), len(validation)) == (18, 2)
+    assert not train & validation
+    assert summary.warnings == ["180 rows are exact copies of others: they weigh more in training"]
+
+
+def test_sample_counts_of_sources(data: Path, store: Store, job_config: MakeConfig) -> None:
+    write_rows(data / "few.jsonl", [conversation(f"Few {number}?", "Yes.") for number in range(3)])
+    sources = [{"source": "pvc://data/train.jsonl", "samples": 110}, {"source": "pvc://data/few.jsonl", "samples": 5}]
+    config = job_config(dataset={"train": sources, "validation": {"splitRatio": "0.1"}})
+    summary = summary_of(config)
+    assert (summary.train_rows, summary.validation_rows) == (102, 11)
+    assert summary.warnings == ["pvc://data/few.jsonl has 3 rows that can be trained on, fewer than the 5 samples that were asked for: all are taken"]
+    found = json.loads(committed(store, config, "report.json"))["rows"]["train"]["sources"]
+    assert [(source["samples"], source["read"], source["valid"], source["sampledOut"]) for source in found] == [(110, 149, 110, 39), (5, 3, 3, 0)]
+    again = job_config(job={"uid": "0b7c6c1e-0000-4000-8000-000000000002"}, dataset={"train": sources, "validation": {"splitRatio": "0.1"}})
+    assert summary_of(again).sha256 == summary.sha256
+
+
+TABLE = [{"query": f"Question {number}?", "response": "九点开门。" if number % 2 else "007"} for number in range(4)]
+CSV_TEXT = "query,response\n" + "".join(f"{row['query']},{row['response']}\n" for row in TABLE)
+CHATML_TEXT = "\n".join(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n{row['response']}<|im_end|>\n" for row in TABLE)
+JSON_TEXT = json.dumps(TABLE, ensure_ascii=False)
+
+
+def parquet_bytes() -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([conversation(row["query"], row["response"]) for row in TABLE]), file)
+    return file.getvalue()
+
+
+FILES: dict[str, tuple[bytes, str, str]] = {
+    "list.json": (JSON_TEXT.encode(), "JSON list", "UTF-8"),
+    "list.json.gz": (gzip.compress(JSON_TEXT.encode()), "JSON list in gzip", "UTF-8"),
+    "windows.json": (JSON_TEXT.encode("utf-16"), "JSON list", "UTF-16"),
+    "chinese.json": (JSON_TEXT.encode("gb18030"), "JSON list", "GB18030"),
+    "table.csv": (CSV_TEXT.encode("utf-8-sig"), "CSV", "UTF-8 with BOM"),
+    "table.tsv": (CSV_TEXT.replace(",", "\t").encode(), "TSV", "UTF-8"),
+    "table.csv.gz": (gzip.compress(CSV_TEXT.encode("gb18030")), "CSV in gzip", "GB18030"),
+    "rows.parquet": (parquet_bytes(), "Parquet", ""),
+    "rows.parquet.gz": (gzip.compress(parquet_bytes()), "Parquet in gzip", ""),
+    "chats.txt": (CHATML_TEXT.encode(), "ChatML text", "UTF-8"),
+}
+
+
+def test_files_of_every_format_and_encoding_give_the_same_rows(data: Path, store: Store, job_config: MakeConfig) -> None:
+    for name, (content, _, _) in FILES.items():
+        (data / name).write_bytes(content)
+    config = job_config(dataset={"train": [{"source": f"pvc://data/{name}"} for name in FILES], "validation": {"splitRatio": "0"}})
+    summary = summary_of(config)
+    assert rows(store, config, "train.jsonl") == [conversation(row["query"], row["response"]) for row in TABLE] * len(FILES)
+    found = json.loads(committed(store, config, "report.json"))["rows"]["train"]["sources"]
+    assert [(source["format"], source["encoding"]) for source in found] == [(layout, encoding) for _, layout, encoding in FILES.values()]
+    named = [warning.partition(":")[2].partition(":")[0] for warning in summary.warnings if "GB18030" in warning]
+    assert named == ["//data/chinese.json", "//data/table.csv.gz"]
 
 
 def test_ratio_zero_means_no_evaluation_and_says_so(data: Path, store: Store, job_config: MakeConfig) -> None:
@@ -308,7 +400,7 @@ def test_model_is_known_by_its_published_name(data: Path, sources: Path, tiny_mo
 BROKEN_MODELS = {
     "tokenizer.json": "The configuration or tokenizer of pvc://models/tiny-qwen3 cannot be opened as qwen3: ",
     "tokenizer_config.json": "pvc://models/tiny-qwen3/tokenizer_config.json cannot be read: ",
-    "model.safetensors": "pvc://models/tiny-qwen3/model.safetensors is empty or cut off",
+    "model.safetensors": "1 of 1 weight files of pvc://models/tiny-qwen3 are not whole: model.safetensors is empty",
 }
 
 

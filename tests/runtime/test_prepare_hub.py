@@ -1,4 +1,4 @@
-"""hf:// models, read from a hub on the loopback interface that speaks the part of the protocol that huggingface_hub uses."""
+"""hf:// models and datasets, read from a hub on the loopback interface that speaks the part of the protocol that huggingface_hub uses."""
 
 import hashlib
 import json
@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
+from finetune_runtime.sources import hub_dataset
+from finetune_runtime.sources.dataset import SourceFile, fetch_dataset
 from finetune_runtime.sources.model import fetch_model, list_model
 from tests.runtime.support import free_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights", "README.md": b"# tiny", "pytorch_model.bin": b"pickle"}
+ROWS = b'{"query": "a", "response": "b"}\n'
+DATA = {"README.md": b"# rows", "data/train[1].jsonl": ROWS, "data/test.csv.gz": b"gzip", "dataset_infos.json": b"{}", "notes.txt": b"text"}
 TOKEN = "hub-token-of-the-test"
 
 
@@ -29,9 +34,10 @@ def blob(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """One repository, owner/tiny, that can be gated. `downloads`: files whose content was sent."""
+    """A model owner/tiny and a dataset owner/rows, which can be gated. `downloads`: files whose content was sent."""
 
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    data: dict[str, bytes] = field(default_factory=lambda: dict(DATA))
     gated: bool = False
     failing: bool = False
     downloads: list[str] = field(default_factory=list)
@@ -39,23 +45,24 @@ class Hub:
     def answer(self, path: str, token: str) -> tuple[int, dict[str, str], bytes]:
         if self.failing:
             return 503, {}, b""
-        if "owner/tiny" not in path:
+        repository, files = ("models/owner/tiny", self.files) if "owner/tiny" in path else ("datasets/owner/rows", self.data)
+        if repository.removeprefix("models/") not in path:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         if self.gated and token != f"Bearer {TOKEN}":
             return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
-        if path.startswith("/api/models/"):
-            _, kind, revision = path.removeprefix("/api/models/owner/tiny").split("/") if path.count("/") > 4 else ("", "", "")
-            if revision not in ("", "main", COMMIT):
+        if path.startswith(f"/api/{repository}"):
+            kind, _, revision = path.removeprefix(f"/api/{repository}").strip("/").partition("/")
+            if revision.strip("/") not in ("", "main", "refs/pr/1", COMMIT):
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
             if kind == "tree":
-                tree = [{"type": "file", "path": name, "size": len(content), "oid": blob(content)} for name, content in self.files.items()]
+                tree = [{"type": "file", "path": name, "size": len(content), "oid": blob(content)} for name, content in files.items()]
                 return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
-            return 200, {"Content-Type": "application/json"}, json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": siblings}).encode()
-        name = path.removeprefix(f"/owner/tiny/resolve/{COMMIT}/")
-        if name not in self.files:
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            return 200, {"Content-Type": "application/json"}, json.dumps({"id": "owner/x", "sha": COMMIT, "siblings": siblings}).encode()
+        name = path.partition(f"/resolve/{COMMIT}/")[2]
+        if name not in files:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{blob(self.files[name])}"'}, self.files[name]
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{blob(files[name])}"'}, files[name]
 
 
 @pytest.fixture
@@ -66,7 +73,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
+            path = unquote(self.path.partition("?")[0])
             status, headers, body = hub.answer(path, self.headers.get("Authorization", ""))
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -174,7 +181,69 @@ def test_hub_that_fails_is_tried_again_later(hub: Hub, store: Store, tmp_path: P
 
 def test_hub_that_is_not_there_is_tried_again_later(hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     point(monkeypatch, endpoint := f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(StepError, match=f"The model hub {endpoint} cannot be read") as caught:
+    with pytest.raises(StepError, match=f"The hub {endpoint} cannot be read") as caught:
         list_model(spec(), store)
     assert caught.value.code is Exit.STORAGE_UNAVAILABLE
     assert "copy the model to S3 or a volume" in caught.value.message
+
+
+SELECTED = [
+    pytest.param("hf://datasets/owner/rows", ["data/test.csv.gz", "data/train[1].jsonl", "notes.txt"], id="all data of a repository"),
+    pytest.param("hf://datasets/owner/rows/data@refs/pr/1", ["data/test.csv.gz", "data/train[1].jsonl"], id="a folder at a revision"),
+    pytest.param("hf://datasets/owner/rows/data/train[1].jsonl@main", ["data/train[1].jsonl"], id="a file at a branch"),
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), SELECTED)
+def test_data_files_are_downloaded_at_one_commit_which_is_reported(hub: Hub, store: Store, tmp_path: Path, source: str, expected: list[str]) -> None:
+    found = fetch_dataset(source, store, tmp_path / "scratch")
+    assert found == [SourceFile(f"hf://datasets/owner/rows/{name}", tmp_path / "scratch" / name, COMMIT) for name in expected]
+    assert [file.path.read_bytes() for file in found] == [DATA[name] for name in expected]
+    assert sorted(hub.downloads) == [name.rpartition("/")[2] for name in expected]
+
+
+def test_files_outside_the_directory_are_not_taken(hub: Hub, store: Store, tmp_path: Path) -> None:
+    hub.data |= {"/tmp/outside.jsonl": ROWS, "../outside.jsonl": ROWS, "data/../../outside.jsonl": ROWS}
+    assert len(fetch_dataset("hf://datasets/owner/rows", store, tmp_path / "scratch")) == 3
+    with pytest.raises(StepError, match="has no data files"):
+        fetch_dataset("hf://datasets/owner/rows/../outside.jsonl", store, tmp_path / "scratch")
+
+
+def test_repository_that_is_too_large_is_not_downloaded(hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset, "room", lambda _: len(ROWS))
+    with pytest.raises(StepError, match="hf://datasets/owner/rows has more than") as caught:
+        fetch_dataset("hf://datasets/owner/rows", store, tmp_path / "scratch")
+    assert caught.value.reason == Reason.DATA_INVALID
+    assert hub.downloads == []
+
+
+MISSING = [
+    pytest.param("owner/none", "hf://datasets/owner/none does not exist at http://127.0.0.1:", id="no such repository"),
+    pytest.param("owner/rows@v9", "has no revision 'v9': end the source with @ and a branch, tag or commit of it.", id="no such revision"),
+    pytest.param("owner/rows/none", "has no data files (.csv .json .jsonl .parquet .tsv .txt, each also with .gz) at or below none:", id="no such folder"),
+    pytest.param("own..er/rows", "is not a repository that the hub gives out: check the name", id="a name that no hub takes"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), MISSING)
+def test_dataset_that_is_not_there_is_the_users_fault(hub: Hub, store: Store, tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(StepError) as caught:
+        fetch_dataset(f"hf://datasets/{source}", store, tmp_path)
+    assert (caught.value.code, caught.value.reason) == (Exit.DATA_INVALID, Reason.DATASET_NOT_FOUND)
+    assert message in caught.value.message
+
+
+def test_gated_dataset_asks_for_a_token(hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated = True
+    with pytest.raises(StepError, match=r"hf://datasets/owner/rows is gated: accept its licence on the hub and set spec\.model\.secretRef") as caught:
+        fetch_dataset("hf://datasets/owner/rows", store, tmp_path)
+    assert caught.value.code is Exit.DATA_INVALID
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert len(fetch_dataset("hf://datasets/owner/rows", store, tmp_path)) == 3
+
+
+def test_dataset_of_a_hub_that_fails_is_tried_again_later(hub: Hub, store: Store, tmp_path: Path) -> None:
+    hub.failing = True
+    with pytest.raises(StepError, match=r"cannot be read .* copy the dataset to S3 or a volume") as caught:
+        fetch_dataset("hf://datasets/owner/rows", store, tmp_path)
+    assert (caught.value.code, caught.value.reason) == (Exit.STORAGE_UNAVAILABLE, Reason.STORAGE_UNAVAILABLE)

@@ -1,5 +1,6 @@
 """The S3 client against a real server: what it does, and what its errors say."""
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable
@@ -31,12 +32,22 @@ def test_an_object_is_written_read_listed_and_deleted(store: Store, bucket: str,
     assert not store.exists(f"s3://{bucket}/dir/b")  # a prefix of a name is not the name
 
 
+@pytest.mark.parametrize(("start", "length", "expected"), [(0, 3, b"pay"), (3, 100, b"load"), (6, 1, b"d")])
+def test_a_part_of_an_object_is_read(store: Store, bucket: str, start: int, length: int, expected: bytes) -> None:
+    store.put(f"s3://{bucket}/a.bin", b"payload")
+    assert store.read_range(f"s3://{bucket}/a.bin", start, length) == expected
+    with pytest.raises(ObjectNotFound):
+        store.read_range(f"s3://{bucket}/none.bin", start, length)
+
+
 def test_a_file_of_several_parts_arrives_whole(store: Store, bucket: str, tmp_path: Path) -> None:
     source = tmp_path / "large.bin"
-    source.write_bytes(os.urandom(2**20) * 150)
-    store.upload(source, f"s3://{bucket}/large.bin")
+    content = os.urandom(2**20) * 150
+    source.write_bytes(content)
+    sent = store.upload(source, f"s3://{bucket}/large.bin")
+    assert (sent.size, sent.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     store.download(f"s3://{bucket}/large.bin", tmp_path / "copy.bin")
-    assert (tmp_path / "copy.bin").read_bytes() == source.read_bytes()
+    assert (tmp_path / "copy.bin").read_bytes() == content
 
 
 def test_put_new_writes_once_and_never_overwrites(store: Store, bucket: str) -> None:

@@ -3,11 +3,11 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,9 @@ from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import MakeConfig, Proxy, Server, Step, free_port, wait_for
+from tests.runtime.support import MakeConfig, Pods, Proxy, Server, free_port, metrics, steps, wait_for
 
 TGKILL = 234  # system call of x86-64: a signal for one thread
-
-
-@dataclass
-class Pods:
-    """Starts training pods of one job one after another, each with a scratch volume of its own, and ends what a failed test leaves."""
-
-    directory: Path
-    environment: dict[str, str]
-    started: list[Step]
-
-    def start(self, config: JobConfig, *, wrapper: Sequence[str] = (), **environment: str) -> Step:
-        step = Step("train", config, self.directory / f"pod-{len(self.started)}", self.environment | environment, wrapper)
-        self.started.append(step)
-        return step
-
-
-@pytest.fixture
-def pods(tmp_path: Path, s3_server: Server, sources: Path) -> Iterator[Pods]:
-    found = Pods(tmp_path, s3_server.environment, [])
-    yield found
-    for step in found.started:
-        if step.process.poll() is None:
-            step.kill()
-
-
-@pytest.fixture
-def config(job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None]) -> JobConfig:
-    """A job of 20 steps whose dataset is prepared."""
-    made = job_config()
-    commit_dataset(made)
-    return made
-
-
-def metrics(store: Store, config: JobConfig) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in store.read(f"{config.prefix}/report/metrics.jsonl").splitlines()]
-
-
-def steps(store: Store, config: JobConfig) -> list[int]:
-    return [step for step, _, _ in artefacts.checkpoints(store, config.prefix)]
 
 
 def children(pid: int) -> list[int]:
@@ -130,24 +91,6 @@ def test_a_checkpoint_at_the_last_step_is_committed_without_training(pods: Pods,
     manifest = artefacts.load(store, second.train.adapter.uri)
     assert manifest is not None
     assert manifest.details["evalLoss"] == first.train.eval_loss
-
-
-def test_the_last_checkpoint_becomes_the_adapter_although_an_earlier_one_was_better(
-    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], store: Store
-) -> None:
-    # transformers removes the last checkpoint at the end of a training whose best one is another, before anybody is told.
-    config = job_config(training={"learningRate": "0.03", "evalSteps": 5})
-    commit_dataset(config)
-    result = pods.start(config).end(Exit.DONE)
-    losses = {record["step"]: record["evalLoss"] for record in metrics(store, config) if "evalLoss" in record}
-    assert min(losses, key=lambda step: losses[step]) < 20, f"the case needs an evaluation loss that rises again: {losses}"
-    assert result.train is not None
-    assert result.train.adapter is not None
-    made, last = (artefacts.load(store, uri) for uri in (result.train.adapter.uri, f"{config.prefix}/checkpoints/checkpoint-20"))
-    assert made is not None
-    assert last is not None
-    weights = [[entry.sha256 for entry in manifest.files if entry.path == "adapter_model.safetensors"] for manifest in (made, last)]
-    assert weights[0] == weights[1] != []
 
 
 def test_sigterm_saves_and_the_next_pod_goes_on_where_it_stopped(pods: Pods, config: JobConfig, store: Store) -> None:
@@ -263,6 +206,35 @@ def test_sigterm_while_the_model_loads_ends_at_once(pods: Pods, config: JobConfi
     assert time.monotonic() - started < 5
     assert result.train is not None
     assert (result.train.committed_step, steps(store, config)) == (0, [])
+
+
+def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(
+    pods: Pods, prepared: tuple[Path, Manifest], job_config: MakeConfig, store: Store, tmp_path: Path
+) -> None:
+    config = job_config(training={"epochs": 2, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 4})
+    dataset = tmp_path / "rows"
+    shutil.copytree(prepared[0], dataset)
+    long = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * 800}]
+    (dataset / "val.jsonl").write_text(f"{json.dumps({'messages': long})}\n" * 100)
+    artefacts.commit(store, dataset, f"{config.prefix}/dataset", prepared[1].model_copy(update={"config_hash": config.config_hash()}))
+
+    pod = pods.start(config, FINETUNE_EVALUATION_PATIENCE="1")
+    pod.wait_for("'global_step/max_steps': '2/4'")
+    started = time.monotonic()
+    pod.process.terminate()
+    result = pod.end(Exit.INTERRUPTED)
+    took = time.monotonic() - started
+    assert result.train is not None
+    assert (result.train.step, result.train.committed_step) == (2, 2)
+
+    completed = pods.start(config).end(Exit.DONE)
+    assert completed.train is not None
+    assert (completed.train.resumed_from, completed.train.step) == (2, 4)
+    records = metrics(store, config)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if "evalLoss" in record] == [4]
+    evaluation = next(float(seconds) for seconds in re.findall(r"'eval_runtime': ([0-9.]+)", pods.started[1].text()))
+    assert took < evaluation, "the case needs an evaluation that takes longer than the patience"
 
 
 def test_sigterm_while_inputs_are_fetched_ends_at_once(pods: Pods, config: JobConfig, s3_server: Server) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +19,9 @@ from .s3.store import Store
 log = logging.getLogger(__name__)
 
 _PARALLEL_FILES = 4
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ArtefactCorruptError(StepError):
@@ -35,8 +39,7 @@ def sha256_of(path: Path) -> str:
 
 def describe(directory: Path) -> list[FileEntry]:
     """Entries of all regular files below `directory`, by path, without its manifest."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
-    return [FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path)) for path in paths]
+    return [FileEntry(path=path, size=(directory / path).stat().st_size, sha256=sha256_of(directory / path)) for path in _files(directory)]
 
 
 def commit(store: Store, directory: Path, uri: str, manifest: Manifest, *, replace: bool = False) -> AdapterRef:
@@ -46,14 +49,15 @@ def commit(store: Store, directory: Path, uri: str, manifest: Manifest, *, repla
     files, nothing is written and the stored manifest is named in the answer. With other files it is an error unless `replace`,
     which takes the old manifest away first, so that no reader ever sees a mixture.
     """
-    manifest = manifest.model_copy(update={"files": describe(directory), "created_at": datetime.now(UTC).isoformat(timespec="seconds")})
     if existing := _existing(store, uri, replace=replace):
-        if same(existing[0], manifest):
+        if same(existing[0], manifest.model_copy(update={"files": describe(directory)})):
             return existing[1]
         if not replace:
             raise StepError(Exit.CRASH, Reason.INTERNAL_ERROR, f"{uri} is complete with other content; delete it to have it written again.")
         store.delete([_manifest_uri(uri)])
-    _in_parallel(lambda entry: store.upload(directory / entry.path, f"{uri}/{entry.path}"), manifest.files)
+    # Files are hashed as they are sent: read once, and the manifest proves the very bytes that went out.
+    files = _in_parallel(lambda path: _upload_file(store, directory, uri, path), _files(directory))
+    manifest = manifest.model_copy(update={"files": files, "created_at": datetime.now(UTC).isoformat(timespec="seconds")})
     if not store.put_new(_manifest_uri(uri), manifest.encode()):
         # Either a retry of our own write (its first answer was lost) or a second writer: only equal content is a success.
         existing = committed(store, uri)
@@ -149,6 +153,17 @@ def _parse(data: bytes, uri: str) -> Manifest:
     return manifest
 
 
+def _files(directory: Path) -> list[str]:
+    """All regular files below `directory`, relative to it and in order, without its manifest."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    return [path.relative_to(directory).as_posix() for path in paths]
+
+
+def _upload_file(store: Store, directory: Path, uri: str, path: str) -> FileEntry:
+    sent = store.upload(directory / path, f"{uri}/{path}")
+    return FileEntry(path=path, size=sent.size, sha256=sent.sha256)
+
+
 def _fetch_file(store: Store, uri: str, dest: Path, entry: FileEntry) -> None:
     path = dest / entry.path
     if path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256:
@@ -163,13 +178,12 @@ def _fetch_file(store: Store, uri: str, dest: Path, entry: FileEntry) -> None:
         raise ArtefactCorruptError(f"{source} does not have the content that its manifest lists.")
 
 
-def _in_parallel(work: Callable[[FileEntry], None], entries: Iterable[FileEntry]) -> None:
-    """Runs `work` for each entry; the first error is raised once the files under way are done, the rest is not started."""
+def _in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Results of `work` for each item; the first error is raised once the work under way is done, the rest is not started."""
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        futures = [pool.submit(work, entry) for entry in entries]
+        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in futures:
-                future.result()
+            return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -30,6 +30,11 @@ class Resources(Model):
     cpu: Quantity = Field(default="4", description="CPU cores requested for training.")
     memory: Quantity = Field(default="16Gi", description="Memory limit of the training pod in bytes. Loading needs about the size of one weights file.")
     scratch: Quantity = Field(default="100Gi", description="Size limit in bytes of the scratch volume: the base model and two checkpoints.")
+    scratch_claim: ObjectName | None = Field(
+        default=None,
+        description="PersistentVolumeClaim to use as scratch volume, in a directory of the job's own; absent: the node's disk. With a claim, a new pod does "
+        "not fetch the base model again, and a checkpoint that storage could not take is not lost.",
+    )
     node_selector: dict[str, str] = Field(default={}, max_length=32, description="Labels that a node must carry.")
     tolerations: list[PodToleration] = Field(default=[], max_length=32, description="Taints that the pod tolerates, as in a Pod's spec.")
 
@@ -153,6 +158,14 @@ class FineTuneJobSpec(Model):
         not_yet("!has(self.evaluation)", "the evaluation gate", ".evaluation"),
         not_yet("!has(self.activeDeadlineSeconds)", "a deadline", ".activeDeadlineSeconds"),
         not_yet("!has(self.ttlSecondsAfterFinished)", "deletion of finished jobs", ".ttlSecondsAfterFinished"),
+        *(
+            {
+                "rule": f"!({wish}) || size(self.dataset.validation.sources) > 0 || double(self.dataset.validation.splitRatio) > 0.0",
+                "message": f"{field} needs an evaluation loss: set dataset.validation.splitRatio above 0 or give dataset.validation.sources",
+                "fieldPath": f".{field}",
+            }
+            for wish, field in (("has(self.training.earlyStopping)", "training.earlyStopping"), ("self.checkpoints.use == 'Best'", "checkpoints.use"))
+        ),
         {
             "rule": "!has(self.inference) || self.inference.engine != 'vLLM' || self.inference.quantization != 'AsTrained' "
             "|| self.tuning.method != 'QLoRA' || self.tuning.quantization.bits != 8",
@@ -226,6 +239,25 @@ class DatasetStatus(Model):
     warnings: list[str] = Field(default=[], max_length=32, description="What you may want to look at.")
 
 
+class RunStatus(Model):
+    """What decided the result: enough to do the same run by hand."""
+
+    config_hash: str = Field(
+        default="", description="Hash of model, dataset, tuning and training as specified. A checkpoint is resumed only under the same one."
+    )
+    report: str = Field(default="", description="S3 URI of the report page: curves, data, command and answers before and after.")
+    dataset_sha256: str = Field(default="", description="Digest of the prepared rows.")
+    model_revision: str = Field(default="", description="Commit of an hf:// model.")
+    model_type: str = Field(default="", description="ms-swift's model type, as given or found.")
+    template: str = Field(default="", description="ms-swift's chat template, as given or found.")
+    micro_batch_size: int | None = Field(default=None, description="Rows per forward pass that training came to.")
+    stopped_early: bool | None = Field(default=None, description="Whether training.earlyStopping ended the training.")
+    command: str | None = Field(default=None, max_length=8192, description="Command line of the training process, quoted for a shell.")
+    versions: dict[str, Annotated[str, Field(max_length=64)]] | None = Field(
+        default=None, max_length=32, description="Versions of the packages that decide what is trained."
+    )
+
+
 class ArtifactStatus(Model):
     """The committed adapter."""
 
@@ -258,6 +290,7 @@ class FineTuneJobStatus(Model):
     progress: Progress | None = Field(default=None, description="How far training is.")
     display: Display | None = Field(default=None, description="Texts for the columns of kubectl get.")
     dataset: DatasetStatus | None = Field(default=None, description="What the check of the data found.")
+    run: RunStatus | None = Field(default=None, description="What decided the result: command, versions, revisions and digests.")
     artifact: ArtifactStatus | None = Field(default=None, description="The committed adapter.")
     endpoint: EndpointStatus | None = Field(default=None, description="Where the adapter is served.")
     conditions: list[Condition] = Field(

@@ -32,6 +32,7 @@ def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobCo
         checkpoints=spec.checkpoints,
         storage=spec.storage.s3,
         reporting=Reporting(url=url),
+        storage_timeout_seconds=spec.storage.timeout_seconds,
         allow_cpu=settings.allow_cpu,
         cpu_threads=threads(spec.resources.cpu),
     )

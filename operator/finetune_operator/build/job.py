@@ -11,7 +11,7 @@ from finetune_runtime.contract.config import STATUS_TOKEN_PATH
 from finetune_runtime.contract.result import Exit
 
 from .meta import metadata
-from .pod import container, model_env, pod_spec, source_volumes, storage_env
+from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
 
 # Time to finish a step of a large model and to upload its checkpoint after an eviction, in seconds.
 TRAIN_GRACE = 600
@@ -38,6 +38,7 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
     volumes, mounts = source_volumes(_sources(spec, step))
     resources: dict[str, Any] = PREPARE_RESOURCES
     placement: dict[str, Any] = {}
+    scratch, scratch_path = node_disk(PREPARE_SCRATCH), ""
     if train:
         token_volumes, token_mounts = _token_volume(settings)
         volumes, mounts = volumes + token_volumes, mounts + token_mounts
@@ -46,6 +47,9 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
             "requests": {"cpu": wanted.cpu, "memory": wanted.memory, wanted.gpu_resource: str(wanted.gpus)},
             "limits": {"memory": wanted.memory, wanted.gpu_resource: str(wanted.gpus)},
         }
+        scratch = node_disk(wanted.scratch)
+        if wanted.scratch_claim:
+            scratch, scratch_path = {"persistentVolumeClaim": {"claimName": wanted.scratch_claim}}, f"finetune/{owner.uid}"
         placement = {"nodeSelector": wanted.node_selector, "tolerations": wanted.tolerations}
     labels = names.labels(
         owner.name,
@@ -57,6 +61,7 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
         settings.trainer_image,
         [step.lower()],
         settings,
+        scratch_path=scratch_path,
         env=[*storage_env(spec.storage.s3), *model_env(spec.model)],
         volumeMounts=mounts,
         resources=resources,
@@ -64,7 +69,7 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
     pod = pod_spec(
         settings,
         names.config_map(owner.name),
-        spec.resources.scratch if train else PREPARE_SCRATCH,
+        scratch,
         volumes,
         restartPolicy="Never",
         terminationGracePeriodSeconds=TRAIN_GRACE if train else PREPARE_GRACE,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune_operator.settings import Settings
-from finetune_runtime.contract.config import CONFIG_DIR, SCRATCH_DIR, SOURCES_DIR, USER_ID, mounted_source
+from finetune_runtime.contract.config import ALLOWED_CIDRS_ENV, CONFIG_DIR, SCRATCH_DIR, SOURCES_DIR, USER_ID, mounted_source
 from finetune_runtime.contract.spec import ModelSpec, S3Storage
 
 _RESTRICTED = {
@@ -12,7 +12,7 @@ _RESTRICTED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-_MOUNTS = [
+_MOUNTS: list[dict[str, Any]] = [
     {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
     {"name": "scratch", "mountPath": SCRATCH_DIR},
     {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  the pod's own volume
@@ -42,6 +42,12 @@ def model_env(model: ModelSpec) -> list[dict[str, Any]]:
     return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": model.secret_ref.name, "key": "HF_TOKEN"}}}]
 
 
+def source_env(settings: Settings) -> list[dict[str, Any]]:
+    """What the cluster's administrator says about sources: another hub, and networks of https:// servers beside the public ones."""
+    values = {"HF_ENDPOINT": settings.hub_endpoint, ALLOWED_CIDRS_ENV: ",".join(settings.allowed_cidrs)}
+    return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
 def source_volumes(uris: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(volumes, mounts) for pvc:// and configmap:// sources; each object is mounted once, read-only."""
     volumes: dict[str, dict[str, Any]] = {}
@@ -63,13 +69,20 @@ def source_volumes(uris: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict
     return list(volumes.values()), mounts
 
 
-def container(name: str, image: str, args: list[str], settings: Settings, **fields: Any) -> dict[str, Any]:
-    """A container that runs `finetune_runtime` with these arguments, as PID 1."""
-    mounts = [*_MOUNTS, *fields.pop("volumeMounts", [])]
+def node_disk(size: str) -> dict[str, Any]:
+    """Source of a scratch volume that lives as long as its pod, at most `size` bytes large."""
+    return {"emptyDir": {"sizeLimit": size}}
+
+
+def container(name: str, image: str, args: list[str], settings: Settings, *, scratch_path: str = "", **fields: Any) -> dict[str, Any]:
+    """A container that runs `finetune_runtime` with these arguments, as PID 1. `scratch_path`: directory of the scratch volume; empty: its root."""
+    part = {"subPath": scratch_path} if scratch_path else {}
+    mounts = [mount | (part if mount["name"] == "scratch" else {}) for mount in _MOUNTS] + fields.pop("volumeMounts", [])
     env = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  the pod's own volume
         {"name": "HF_HOME", "value": f"{SCRATCH_DIR}/hf"},
         {"name": "MODELSCOPE_CACHE", "value": f"{SCRATCH_DIR}/modelscope"},
+        *source_env(settings),
         *fields.pop("env", []),
     ]
     return {
@@ -86,8 +99,8 @@ def container(name: str, image: str, args: list[str], settings: Settings, **fiel
     }
 
 
-def pod_spec(settings: Settings, config_map: str, scratch: str, volumes: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-    """Pod spec around containers. `scratch` is the size limit of the scratch volume."""
+def pod_spec(settings: Settings, config_map: str, scratch: dict[str, Any], volumes: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """Pod spec around containers. `scratch` is the source of the scratch volume."""
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -101,7 +114,7 @@ def pod_spec(settings: Settings, config_map: str, scratch: str, volumes: list[di
         },
         "volumes": [
             {"name": "config", "configMap": {"name": config_map}},
-            {"name": "scratch", "emptyDir": {"sizeLimit": scratch}},
+            {"name": "scratch", **scratch},
             {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
             *volumes,

@@ -9,7 +9,7 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import SERVING_PORT
 
 from .meta import metadata
-from .pod import container, model_env, pod_spec, source_volumes, storage_env
+from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
 
 SERVICE_PORT = 80
 # Loading a large model takes minutes; the start-up probe gives it an hour before the kubelet restarts it.
@@ -49,7 +49,7 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
     pod = pod_spec(
         settings,
         version,
-        wanted.scratch,
+        node_disk(wanted.scratch),
         volumes,
         initContainers=[fetch],
         containers=[main],

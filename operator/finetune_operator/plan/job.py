@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator import clock, names
-from finetune_operator.api.finetunejob import ArtifactStatus, Attempt, DatasetStatus, Display, Progress
+from finetune_operator.api.finetunejob import ArtifactStatus, Attempt, DatasetStatus, Display, Progress, RunStatus
 from finetune_operator.api.meta import ConditionType
 from finetune_operator.build import config as build_config
 from finetune_operator.build.job import step_job
@@ -12,6 +12,9 @@ from finetune_operator.names import Step
 from finetune_operator.progress import duration
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
+from finetune_runtime.contract.artefact import REPORT_DIR, REPORT_PAGE
+from finetune_runtime.contract.extra_args import refusals
+from finetune_runtime.contract.result import Reason as StepReason
 from finetune_runtime.contract.result import StepResult
 
 from .deploy import deploy
@@ -87,12 +90,25 @@ def _record_data(draft: _Draft, result: StepResult) -> None:
             dataset=DatasetStatus(
                 train_rows=data.train_rows, validation_rows=data.validation_rows, invalid_rows=data.invalid_rows,
                 tokens=data.tokens, longest=data.longest, sha256=data.sha256, warnings=data.warnings[:32],
-            )
+            ),
+            run=(draft.status.run or RunStatus()).model_copy(
+                update={"dataset_sha256": data.sha256, "model_revision": data.model_revision, "model_type": data.model_type, "template": data.template}
+            ),
         )  # fmt: skip
 
 
 def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
+
+
+def _record_run(draft: _Draft, result: StepResult | None) -> None:
+    """What a training pod ran, however it ended."""
+    if result and (train := result.train) and train.versions:
+        found = {
+            "micro_batch_size": train.micro_batch or None, "stopped_early": train.stopped_early or None,
+            "command": train.command or None, "versions": train.versions,
+        }  # fmt: skip
+        draft.update(run=(draft.status.run or RunStatus()).model_copy(update={name: value for name, value in found.items() if value is not None}))
 
 
 def _record_training(draft: _Draft, result: StepResult) -> None:
@@ -101,7 +117,7 @@ def _record_training(draft: _Draft, result: StepResult) -> None:
         return
     before = draft.status.progress or Progress()
     draft.update(
-        artifact=ArtifactStatus(adapter=train.adapter, step=train.step, loss=_short(train.loss), eval_loss=_short(train.eval_loss)),
+        artifact=ArtifactStatus(adapter=train.adapter, step=train.adapter_step or train.step, loss=_short(train.loss), eval_loss=_short(train.eval_loss)),
         progress=before.model_copy(
             update={
                 "step": train.step, "total_steps": train.total_steps, "percent": 100, "eta_seconds": None,
@@ -139,6 +155,7 @@ def _advance(draft: _Draft, settings: Settings, step: Step) -> bool:
     )
     if step is Step.TRAIN:
         draft.update(attempt=state.number)
+        _record_run(draft, state.result)
     draft.requeue(state.retry_in)
     if state.stand is Stand.START:
         _start(draft, settings, step, state)
@@ -213,10 +230,17 @@ def decide(seen: JobState, settings: Settings, now: float) -> Plan:
         conditions.set(ConditionType.ACCEPTED, "False", Reason.NAME_CONFLICT, message)
         draft.requeue(30)
         return draft.finish()
+    if refused := refusals(seen.spec.training.extra_args):
+        conditions.set(ConditionType.ACCEPTED, "False", StepReason.INVALID_CONFIG, " ".join(refused))
+        draft.fail(StepReason.INVALID_CONFIG, " ".join(refused))
+        return draft.finish()
     conditions.set(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the spec is valid and the names are free")
     _observe_progress(draft)
     labels = build_config.job_labels(seen.owner)
-    config = build_config.config_map(seen.owner, names.config_map(seen.owner.name), labels, build_config.job_config(seen.owner, seen.spec, settings), seen.ca)
+    content = build_config.job_config(seen.owner, seen.spec, settings)
+    known = {"config_hash": content.config_hash(), "report": f"{content.prefix}/{REPORT_DIR}/{REPORT_PAGE}"}
+    draft.update(run=(draft.status.run or RunStatus()).model_copy(update=known))
+    config = build_config.config_map(seen.owner, names.config_map(seen.owner.name), labels, content, seen.ca)
     draft.act(apply=(config,))
     held = _suspend(draft)
     ready = conditions.is_true(ConditionType.DATA_READY) or (not held and _advance(draft, settings, Step.PREPARE))

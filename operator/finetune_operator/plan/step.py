@@ -1,7 +1,7 @@
 """Where one step (prepare or train) stands, read from its recorded attempts, its Kubernetes Jobs and their pods."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from finetune_operator import clock
@@ -132,5 +132,7 @@ def step_state(step: Step, attempts: list[Attempt], failures: int, jobs: Iterabl
     if job.failed:
         if record.ended_at:
             return _after_failure(record, failures, retries, now, waited=record.number)
-        return _failed(failure(pod.ended if pod else None, job.failure), record, failures, retries, now, job.finished_at)
+        last = pod.ended if pod else None
+        state = _failed(failure(last, job.failure), record, failures, retries, now, job.finished_at)
+        return replace(state, result=result(last) if last else None)
     return _running(record, pod, failures, interruptions)

@@ -30,8 +30,11 @@ def result(step: str, reason: str = "Completed", message: str = "done", **fields
     return json.dumps({"step": step, "reason": reason, "message": message, **fields})
 
 
-PREPARED = result("prepare", data={"trainRows": 120, "validationRows": 6, "tokens": 9000, "longest": 80, "sha256": "b" * 64})
-TRAINED = result("train", train={"step": 40, "totalSteps": 40, "resumedFrom": 20, "loss": 0.0123456, "evalLoss": 0.5, "adapter": ADAPTER})
+PREPARED = result(
+    "prepare", data={"trainRows": 120, "validationRows": 6, "tokens": 9000, "longest": 80, "sha256": "b" * 64, "modelType": "qwen3", "template": "qwen3"}
+)
+RAN = {"microBatch": 4, "command": "python3 -m swift.cli.sft --model /scratch/model", "versions": {"ms-swift": "4.6.0"}}
+TRAINED = result("train", train={"step": 40, "totalSteps": 40, "resumedFrom": 20, "loss": 0.0123456, "evalLoss": 0.5, "adapter": ADAPTER, **RAN})
 
 
 def job(step: Step, attempt: int = 1, **fields: Any) -> JobView:

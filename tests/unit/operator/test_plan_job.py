@@ -15,6 +15,7 @@ from .makers import (
     ADAPTER,
     NOW,
     PREPARED,
+    RAN,
     SETTINGS,
     SPEC,
     START,
@@ -112,6 +113,38 @@ def test_a_settled_status_is_stable_so_that_it_is_written_once() -> None:
         plan = settle(seen)
         again = decide(replace(seen, status=type(seen.status).model_validate(plan.status)), SETTINGS, NOW)
         assert again.status == plan.status, name
+
+
+def test_what_decided_the_result_is_recorded() -> None:
+    status = settle(state(PREPARED_STEP, TRAINED_STEP)).status
+    assert len(status["run"].pop("configHash")) == 64
+    assert status["run"].pop("report") == "s3://models/ft/team/support/uid-1/report/report.html"
+    assert status["run"] == {
+        "datasetSha256": "b" * 64, "modelRevision": "", "modelType": "qwen3", "template": "qwen3", "microBatchSize": 4,
+        "command": RAN["command"], "versions": RAN["versions"],
+    }  # fmt: skip
+
+
+def test_what_a_failed_training_ran_is_recorded_too() -> None:
+    words = result("train", "OutOfMemory", "needs 12 GiB", train={"step": 3, "totalSteps": 40, **RAN, "microBatch": 1})
+    status = settle(state(PREPARED_STEP, failed(TRAIN, 30, words))).status
+    assert (status["run"]["microBatchSize"], status["run"]["command"]) == (1, RAN["command"])
+
+
+def test_the_best_checkpoint_is_recorded_by_its_own_step() -> None:
+    early = result("train", train={"step": 60, "totalSteps": 100, "stoppedEarly": True, "adapterStep": 40, "loss": 1.0, "adapter": ADAPTER, **RAN})
+    status = settle(state(PREPARED_STEP, done(TRAIN, early))).status
+    assert status["artifact"]["step"] == 40
+    assert status["display"]["step"] == "60/100"
+    assert status["run"]["stoppedEarly"] is True
+
+
+def test_an_argument_that_may_not_be_set_ends_the_job_before_anything_is_made() -> None:
+    plan = settle(state(spec={"training": {"extraArgs": {"deepspeed": "zero3"}}}))
+    assert (plan.status["phase"], plan.status["reason"]) == ("Failed", "InvalidConfig")
+    assert plan.status["message"].startswith("spec.training.extraArgs.deepspeed cannot be set: ")
+    assert condition(plan, "Accepted")["status"] == "False"
+    assert not (plan.create or plan.apply)
 
 
 def test_the_data_check_is_recorded_with_its_numbers() -> None:

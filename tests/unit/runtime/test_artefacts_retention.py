@@ -1,12 +1,14 @@
 """Which checkpoints may be deleted, and which manifests mean the same."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_runtime.artefacts import same
 from finetune_runtime.contract.artefact import FileEntry, Kind, Manifest, checkpoint_step
-from finetune_runtime.train.checkpoints import stale
+from finetune_runtime.train.checkpoints import best, stale
 
 
 @pytest.mark.parametrize(
@@ -24,17 +26,37 @@ from finetune_runtime.train.checkpoints import stale
     ],
 )
 def test_which_checkpoints_go(present: list[int], complete: list[int], keep: int, expected: list[int], case: str) -> None:
-    assert stale(present, complete, keep) == expected, case
+    assert stale(present, dict.fromkeys(complete), keep) == expected, case
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected", "case"),
+    [
+        ({}, None, "no checkpoint"),
+        ({10: None, 20: None}, None, "no evaluation at any checkpoint"),
+        ({10: 1.5, 20: 1.2, 30: 1.3}, 20, "the lowest loss"),
+        ({10: 1.2, 20: None, 30: 1.2}, 10, "the earlier of equal ones"),
+        ({10: math.nan, 20: math.inf, 30: 2.0}, 30, "what is no number is not good"),
+        ({10: math.nan}, None, "nothing but what is no number"),
+    ],
+)
+def test_which_checkpoint_is_the_best(losses: dict[int, float | None], expected: int | None, case: str) -> None:
+    assert best(losses) == expected, case
+
+
+def test_the_best_checkpoint_stays_however_old_it_is() -> None:
+    assert stale([10, 20, 30, 40], {10: 1.0, 20: 0.9, 30: 1.1, 40: None}, 1) == [10, 30]
 
 
 @given(present=st.sets(st.integers(1, 50)), data=st.data(), keep=st.integers(0, 5))
-def test_the_newest_complete_checkpoints_always_stay(present: set[int], data: st.DataObject, keep: int) -> None:
-    complete = sorted(data.draw(st.sets(st.sampled_from(sorted(present)))) if present else set())
+def test_the_newest_and_the_best_complete_checkpoints_always_stay(present: set[int], data: st.DataObject, keep: int) -> None:
+    steps = sorted(data.draw(st.sets(st.sampled_from(sorted(present)))) if present else set())
+    complete = {step: data.draw(st.none() | st.floats()) for step in steps}
     gone = set(stale(present, complete, keep))
     assert gone <= present
-    assert not gone & set(complete[-max(keep, 1) :])
-    if complete:
-        assert all(step < complete[-1] for step in gone)
+    assert not gone & {*steps[-max(keep, 1) :], best(complete)}
+    if steps:
+        assert all(step < steps[-1] for step in gone)
     else:
         assert not gone
 

@@ -9,6 +9,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, StepError
 from finetune_runtime.hardware import Gpu, Hardware
 from finetune_runtime.train.command import PLUGIN, Inputs, arguments, dtype, environment
+from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 
 GPU = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * 2**30),), liger=True)
 TWO_GPUS = Hardware((Gpu("NVIDIA L4", 24 * 2**30), Gpu("NVIDIA L4", 24 * 2**30)), liger=True)
@@ -199,6 +200,23 @@ def test_a_format_that_the_gpu_lacks_is_refused_with_the_cure() -> None:
     assert caught.value.code is Exit.INVALID_CONFIG
 
 
+def test_further_arguments_are_passed_on_and_the_others_are_refused_with_a_reason() -> None:
+    assert flags(training={"extraArgs": {"warmup_ratio": "0.03"}})["--warmup_ratio"] == "0.03"
+    with pytest.raises(StepError, match=r"set training\.epochs instead") as caught:
+        flags(training={"extraArgs": {"max_steps": "5"}})
+    assert caught.value.code is Exit.INVALID_CONFIG
+
+
+def test_the_rule_for_stopping_early_reaches_the_training_process_and_nothing_else_sets_it() -> None:
+    outer = {EARLY_STOPPING: Rule(1).encode()}
+    plain, early = (
+        environment(config(training=training), outer, Path("/scratch"), events_fd=7, staging=Path("/scratch/staged"))
+        for training in ({}, {"earlyStopping": {"patience": 2, "minImprovement": "0.01"}})
+    )
+    assert Rule.parse(plain.get(EARLY_STOPPING)) is None
+    assert Rule.parse(early.get(EARLY_STOPPING)) == Rule(2, 0.01)
+
+
 def test_float32_does_not_turn_mixed_precision_on() -> None:
     found = flags(tuning={"quantization": {"computeDtype": "float32"}})
     assert (found["--torch_dtype"], found["--bf16"], found["--fp16"]) == ("float32", "false", "false")
@@ -215,7 +233,7 @@ def test_the_training_process_gets_no_secrets_no_network_and_writable_caches() -
         "TENSORBOARD_LOGGING_DIR": "/elsewhere",
         "CUDA_VISIBLE_DEVICES": "0",
     }
-    found = environment(base, Path("/scratch"), threads=4, events_fd=7, staging=Path("/scratch/staged"))
+    found = environment(config(cpuThreads=4), base, Path("/scratch"), events_fd=7, staging=Path("/scratch/staged"))
     assert not [name for name in found if "AWS" in name or "TOKEN" in name.removeprefix("TOKENIZERS")]
     assert "TENSORBOARD_LOGGING_DIR" not in found  # it would win over the command line
     assert found["HF_HUB_OFFLINE"] == "1"

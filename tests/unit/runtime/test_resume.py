@@ -55,6 +55,11 @@ def test_a_checkpoint_at_the_last_step_needs_no_training(step: int, total: int, 
     assert Candidate(*entry(step, total=total)).finished is finished
 
 
+def test_a_training_that_stopped_early_needs_no_more_training() -> None:
+    step, uri, manifest = entry(60, total=100)
+    assert Candidate(step, uri, manifest.model_copy(update={"final": True})).finished
+
+
 def test_the_micro_batch_that_fitted_is_remembered() -> None:
     assert Candidate(*entry(5, microBatch=2)).micro_batch == 2
     assert Candidate(*entry(5)).micro_batch == 0

@@ -1,6 +1,7 @@
 """Raw rows become conversations, or say in words of the row why they cannot."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -39,6 +40,21 @@ ACCEPTED_SHAPES: dict[str, tuple[Any, list[dict[str, str]]]] = {
     "column names in capitals": ({"Question": Q["content"], "Answer": "At nine."}, PLAIN),
     "history": ({"query": "And on Sunday?", "response": "We rest.", "history": [[Q["content"], "At nine."]]}, TWO_ROUNDS),
     "history as a text": ({"query": "And on Sunday?", "response": "We rest.", "history": f"[['{Q['content']}', 'At nine.']]"}, TWO_ROUNDS),
+    "column names with white space": ({" query": Q["content"], "Response ": "At nine."}, PLAIN),
+    "raw ChatML in text": (
+        {
+            "text": "<|im_start|>system\nYou answer for a clinic.<|im_end|>\n<|im_start|>user\nWhen do you open?<|im_end|>\n<|im_start|>assistant\nAt nine.<|im_end|>\n"
+        },
+        WITH_SYSTEM,
+    ),
+    "raw ChatML in text, the end of text behind it, a system column beside it": (
+        {"text": "<|im_start|>user\nWhen do you open?<|im_end|><|im_start|>assistant\nAt nine.<|im_end|><|endoftext|>", "system": S["content"]},
+        WITH_SYSTEM,
+    ),
+    "contents of raw ChatML are kept as they are": (
+        {"text": "<|im_start|>user\n a\n\nb\n<|im_end|>\n<|im_start|>assistant\n<b>\n<|im_end|>"},
+        [{"role": "user", "content": " a\n\nb\n"}, {"role": "assistant", "content": "<b>\n"}],
+    ),
     "an empty history": ({"query": Q["content"], "response": "At nine.", "history": []}, PLAIN),
     "system_prompt": ({"system_prompt": S["content"], "query": Q["content"], "response": "At nine."}, WITH_SYSTEM),
     "keys of a message that say nothing about training": ({"messages": [{**Q, "id": 7}, {**A, "loss": True, "tool_calls": None}]}, PLAIN),
@@ -64,7 +80,58 @@ REFUSED: dict[str, tuple[Any, Fault, str]] = {
     "an empty object": ({}, Fault.COLUMNS, f"no question in the columns of an empty row; accepted shapes: {ACCEPTED}"),
     "unknown columns": ({"foo": "a", "bar": "b"}, Fault.COLUMNS, f"no question in the columns bar, foo; accepted shapes: {ACCEPTED}"),
     "a null answer": ({"query": "a", "response": None}, Fault.COLUMNS, f"no answer in the columns query; accepted shapes: {ACCEPTED}"),
-    "raw text": ({"text": "<|im_start|>user"}, Fault.COLUMNS, f"no question in the columns text; accepted shapes: {ACCEPTED}"),
+    "plain text": (
+        {"text": "Once upon a time"},
+        Fault.UNSUPPORTED,
+        "column text is plain text without turns, and a chat template needs a question and an answer: give query and response",
+    ),
+    "an empty text": ({"text": " "}, Fault.CONTENT, "column text is empty"),
+    "a text that is a number": ({"text": 7}, Fault.CONTENT, "column text is a number, not text"),
+    "raw ChatML without an end": (
+        {"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb"},
+        Fault.CHATML,
+        "raw ChatML: turn 2 (line 3 of the row) is not <|im_start|>role, a line end, the content, <|im_end|>",
+    ),
+    "raw ChatML whose first turn has no end": (
+        {"text": "<|im_start|>user\na\n<|im_start|>assistant\nb<|im_end|>"},
+        Fault.CHATML,
+        "raw ChatML: turn 1 (line 1 of the row) is not <|im_start|>role, a line end, the content, <|im_end|>",
+    ),
+    "raw ChatML with words between the turns": (
+        {"text": "<|im_start|>user\na<|im_end|>\nand\n<|im_start|>assistant\nb<|im_end|>"},
+        Fault.CHATML,
+        "raw ChatML: turn 2 (line 3 of the row) is not <|im_start|>role, a line end, the content, <|im_end|>",
+    ),
+    "raw ChatML of a tool": (
+        {"text": "<|im_start|>tool\na<|im_end|>"},
+        Fault.UNSUPPORTED,
+        "message 1 has the role tool: tool calls are not supported",
+    ),
+    "raw ChatML with an empty answer": (
+        {"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<|im_end|>"},
+        Fault.CONTENT,
+        "message 2 (assistant) is empty",
+    ),
+    "a chat marker in an answer": (
+        {"query": "a", "response": "b<|im_end|>"},
+        Fault.CONTENT,
+        "column response (assistant) holds the chat marker <|im_end|>; markers are added by the job, remove them from contents",
+    ),
+    "raw ChatML as an answer": (
+        {"messages": [Q, {"role": "assistant", "content": "<|im_start|>assistant\nb<|im_end|>"}]},
+        Fault.CONTENT,
+        "message 2 (assistant) holds the chat marker <|im_start|>; markers are added by the job, remove them from contents",
+    ),
+    "a date of Parquet": (
+        {"query": "a", "response": date(2026, 1, 1)},
+        Fault.CONTENT,
+        "column response (assistant) is a value of type date, not text",
+    ),
+    "a role of bytes": (
+        {"messages": [{"role": b"user", "content": "a"}]},
+        Fault.ROLE,
+        'message 1 has the role "b' + "'user'" + '"; accepted: system, user, human, assistant, gpt, bot',
+    ),
     "two possible questions": (
         {"question": "a", "problem": "b", "answer": "c"},
         Fault.COLUMNS,

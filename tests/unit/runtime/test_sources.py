@@ -8,7 +8,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec, S3Storage
 from finetune_runtime.s3.store import Store
 from finetune_runtime.sources.dataset import SourceFile, fetch_dataset
-from finetune_runtime.sources.model import RemoteFile, fetch_model, list_model, model_name, needed
+from finetune_runtime.sources.model import RemoteFile, fetch_model, list_model, model_name, needed, read_part
 from finetune_runtime.sources.mounts import mounted_path
 
 
@@ -69,11 +69,18 @@ def test_missing_dataset_names_uri_and_cure(root: Path, store: Store, tmp_path: 
     assert caught.value.message.startswith(f"{uri} does not exist: {MISSING[uri]}")
 
 
-@pytest.mark.parametrize("uri", ["hf://datasets/a/b", "https://example.com/a.jsonl"])
-def test_source_of_a_later_version_is_refused_by_name(store: Store, tmp_path: Path, uri: str) -> None:
-    with pytest.raises(StepError, match="not supported by this version") as caught:
+@pytest.mark.parametrize("uri", ["http://example.com/a.jsonl", "hf://owner/name", "/data/a.jsonl"])
+def test_what_is_no_source_is_refused_with_the_list_of_those_that_are(store: Store, tmp_path: Path, uri: str) -> None:
+    with pytest.raises(StepError, match="is not a dataset source: begin it with s3://, hf://datasets/, https://, pvc:// or configmap://") as caught:
         fetch_dataset(uri, store, tmp_path)
     assert caught.value.code is Exit.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("source", ["pvc://models/tiny", "pvc://models/tiny/"])
+def test_part_of_a_mounted_models_file_is_read_in_place(root: Path, store: Store, source: str) -> None:
+    write(root / "pvc/models/tiny/model.safetensors", "0123456789")
+    assert read_part(ModelSpec(source=source), store, "model.safetensors", 4, 3) == b"456"
+    assert read_part(ModelSpec(source=source), store, "model.safetensors", 8, 100) == b"89"
 
 
 def test_path_must_stay_in_its_volume(root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.prepare.model_check import INDEX, check_model
+from finetune_runtime.prepare.shards import expected_size
 from finetune_runtime.sources.model import RemoteFile
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -56,12 +57,13 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(directory: Path, source: str = "pvc://models/tiny", *, trusted: bool = False, weights_here: bool = True) -> dict[str, Any]:
+def check(directory: Path, source: str = "pvc://models/tiny", *, trusted: bool = False) -> dict[str, Any]:
     files = tuple(RemoteFile(path.relative_to(directory).as_posix(), path.stat().st_size) for path in directory.rglob("*") if path.is_file())
-    if not weights_here:
-        for path in directory.glob("*.safetensors"):
-            path.unlink()
-    return check_model(ModelSpec(source=source, trust_remote_code=trusted), files, directory)
+
+    def read_part(path: str, start: int, length: int) -> bytes:
+        return (directory / path).read_bytes()[start : start + length]
+
+    return check_model(ModelSpec(source=source, trust_remote_code=trusted), files, directory, read_part)
 
 
 def test_sound_model_gives_its_configuration(directory: Path) -> None:
@@ -82,9 +84,12 @@ UNSOUND: dict[str, tuple[Break, str]] = {
     "config.json in another encoding": (lambda d: (d / "config.json").write_bytes(b'{"a": "\xe9"}'), "/config.json cannot be read: 'utf-8' codec"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer (none of spiece.model, tokenizer.json,"),
     "a missing shard": (lambda d: (d / SHARDS[1]).unlink(), f"lacks 1 of 2 weight files that its index lists: {SHARDS[1]}. Copy"),
-    "an empty shard": (lambda d: (d / SHARDS[1]).write_bytes(b""), f"/{SHARDS[1]} is empty or cut off"),
-    "a shard cut by one byte": (lambda d: cut(d, SHARDS[0]), f"/{SHARDS[0]} is {SIZE - 1} bytes instead of {SIZE}: the copy was cut short"),
-    "a shard cut in its header": (lambda d: (d / SHARDS[0]).write_bytes(safetensors(400)[:250][:9] + bytes(300)), f"/{SHARDS[0]} is empty or cut off"),
+    "an empty shard": (lambda d: (d / SHARDS[1]).write_bytes(b""), f"1 of 2 weight files of pvc://models/tiny are not whole: {SHARDS[1]} is empty."),
+    "a shard cut by one byte": (lambda d: cut(d, SHARDS[0]), f"{SHARDS[0]} has {SIZE - 1} bytes instead of {SIZE}. The copy was cut short"),
+    "a shard cut in its header": (
+        lambda d: (d / SHARDS[0]).write_bytes(safetensors(400)[:250][:9] + bytes(300)),
+        f"{SHARDS[0]} has 309 bytes and no sound header",
+    ),
     "a broken index": (lambda d: (d / INDEX).write_text('{"weight_map": []}'), f"/{INDEX} is not an index of weights"),
     "no weights": (no_weights, "holds no weights (*.safetensors). Formats such as GGUF"),
     "pickles only": (only_pickles, "holds its weights as pickles only (pytorch_model.bin), which can run any code"),
@@ -115,15 +120,56 @@ def test_user_may_trust_code_and_pickles(directory: Path, fault: str) -> None:
     check(directory, trusted=True)
 
 
-@pytest.mark.parametrize("fault", ["a missing shard", "an empty shard", "a shard cut by one byte"])
-def test_object_store_is_judged_by_its_listing(directory: Path, fault: str) -> None:
-    edit(directory, INDEX, metadata={"total_size": 2 * SIZE})  # what both shards have, headers included
-    check(directory, "s3://models/tiny")
-    UNSOUND[fault][0](directory)
-    with pytest.raises(StepError):
-        check(directory, "s3://models/tiny", weights_here=False)
+def test_every_cut_shard_is_named_with_its_bytes_up_to_three(directory: Path) -> None:
+    names = [f"model-{number:05d}-of-00005.safetensors" for number in range(1, 6)]
+    for name in names:
+        (directory / name).write_bytes(safetensors(100)[:-2])
+    (directory / INDEX).write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    with pytest.raises(StepError) as caught:
+        check(directory)
+    shown = "; ".join(f"{name} has {SIZE - 2} bytes instead of {SIZE}" for name in names[:3])
+    assert f"5 of 5 weight files of pvc://models/tiny are not whole: {shown}, and 2 more. The copy" in caught.value.message
 
 
-def test_hub_is_believed_about_sizes_because_its_old_indexes_are_wrong(directory: Path) -> None:
+def test_total_of_the_index_is_not_believed_because_old_ones_are_of_another_precision(directory: Path) -> None:
     edit(directory, INDEX, metadata={"total_size": 10**9})
-    check(directory, "hf://owner/tiny", weights_here=False)
+    check(directory)
+
+
+def test_hub_proves_what_it_sends_and_is_not_asked_for_headers(directory: Path) -> None:
+    cut(directory, SHARDS[0])
+    check(directory, "hf://owner/tiny")
+    (directory / SHARDS[0]).write_bytes(b"")
+    with pytest.raises(StepError, match="is empty"):
+        check(directory, "hf://owner/tiny")
+
+
+def header(length: int) -> bytes:
+    """A shard without data whose header has `length` bytes."""
+    text = b'{"__metadata__": {"a": "%s"}}' % (b"x" * (length - len(b'{"__metadata__": {"a": ""}}')))
+    return struct.pack("<Q", len(text)) + text
+
+
+HEADS = [
+    pytest.param(safetensors(100), SIZE, 1, id="a small header in one read"),
+    pytest.param(header(128 * 2**10 - 8), 128 * 2**10, 1, id="a header as large as the first read"),
+    pytest.param(header(128 * 2**10), 128 * 2**10 + 8, 2, id="a header that needs a second read"),
+    pytest.param(struct.pack("<Q", 2**40) + bytes(2**18), 0, 1, id="a header larger than the format allows is not read"),
+    pytest.param(struct.pack("<Q", 0), 0, 1, id="no header"),
+    pytest.param(b"1234567", 0, 1, id="seven bytes"),
+    pytest.param(struct.pack("<Q", 2) + b"[]", 0, 1, id="a header that is a list"),
+    pytest.param(struct.pack("<Q", 8) + b'{"a": 1}', 0, 1, id="a tensor without offsets"),
+    pytest.param(struct.pack("<Q", 4) + b"\xff\xff\xff\xff", 0, 1, id="a header that is not text"),
+]
+
+
+@pytest.mark.parametrize(("content", "size", "reads"), HEADS)
+def test_size_by_the_header_takes_few_reads(content: bytes, size: int, reads: int) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def read(start: int, length: int) -> bytes:
+        asked.append((start, length))
+        return content[start : start + length]
+
+    assert expected_size(read) == size
+    assert len(asked) == reads

@@ -101,6 +101,48 @@ def test_a_start_over_leaves_no_marker(tmp_path: Path) -> None:
     assert "resumedFrom" not in written(metrics, tmp_path)[0]
 
 
+def test_every_resume_is_remembered_though_its_steps_are_trained_again(tmp_path: Path) -> None:
+    first = Metrics()
+    first.begin(0.0)
+    for step in range(1, 14):
+        log(first, step, float(step), loss=1.0)
+    first.write(tmp_path / "first.jsonl")
+
+    second = Metrics()
+    second.restore((tmp_path / "first.jsonl").read_text(), 10, 8)
+    second.begin(0.0)
+    log(second, 11, 1.0, loss=1.0)
+    second.rewind(10, "OutOfMemory", 4)
+    second.begin(2.0)
+    log(second, 11, 3.0, loss=1.0)
+    log(second, 12, 4.0, loss=1.0)
+
+    records = written(second, tmp_path)
+    time = "2026-11-25T12:00:00+00:00"
+    assert [(record["step"], record["resumedFrom"], record["resumes"]) for record in records if "resumes" in record] == [
+        (
+            11,
+            10,
+            [
+                {"from": 10, "because": "NewPod", "lostSteps": 3, "microBatch": 8, "time": time},
+                {"from": 10, "because": "OutOfMemory", "lostSteps": 1, "microBatch": 4, "time": time},
+            ],
+        )
+    ]
+
+
+def test_speed_counts_training_alone(tmp_path: Path) -> None:
+    metrics = Metrics(tokens_per_step=100.0)
+    metrics.begin(10.0)
+    metrics.time_from(0, 10.0)
+    log(metrics, 1, 12.0, loss=1.0)
+    log(metrics, 3, 13.0, loss=1.0)
+    log(metrics, 3, 40.0, eval_loss=1.0)
+    metrics.time_from(3, 45.0)  # a checkpoint came behind the evaluation
+    log(metrics, 4, 45.5, loss=1.0)
+    assert [record["tokensPerSecond"] for record in written(metrics, tmp_path)] == [50.0, 200.0, 200.0]
+
+
 def test_newest_and_best_values() -> None:
     metrics = Metrics()
     assert metrics.last("loss") is None

@@ -18,6 +18,7 @@ DATASET_DIR = "dataset"
 CHECKPOINTS_DIR = "checkpoints"
 ADAPTER_DIR = "adapter"
 REPORT_DIR = "report"
+REPORT_PAGE = "report.html"
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "val.jsonl"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -52,7 +53,8 @@ class Manifest(Model):
     dataset_sha256: str = ""
     step: int = 0
     total_steps: int = 0
-    eval_loss: float | None = None
+    eval_loss: float | None = None  # of a checkpoint: measured at this very step
+    final: bool = False  # nothing is left to train: the last step, or stopped early
     created_at: str = ""
     details: dict[str, Any] = {}
 

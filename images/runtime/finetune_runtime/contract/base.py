@@ -20,7 +20,7 @@ class Model(BaseModel):
 
 
 # Kubernetes API conventions forbid floats in a spec (they do not survive every round trip), so they are strings.
-PositiveFloat = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", max_length=32)]
+PositiveFloat = Annotated[str, Field(pattern=r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)([eE]-?[0-9]+)?$", max_length=32)]
 Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=16)]
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"

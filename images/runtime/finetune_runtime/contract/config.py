@@ -19,6 +19,7 @@ STATUS_AUDIENCE = "finetune-operator"
 SCRATCH_DIR = "/scratch"
 SOURCES_DIR = "/sources"
 TERMINATION_LOG = "/dev/termination-log"
+ALLOWED_CIDRS_ENV = "FINETUNE_ALLOWED_CIDRS"  # networks, by commas, that https:// sources may be read from beside public addresses
 USER_ID = 10001  # one UID for training and serving: safetensors writes files that only their owner can read
 SERVING_PORT = 8000
 
@@ -57,6 +58,7 @@ class JobConfig(Model):
     checkpoints: Checkpoints
     storage: S3Storage
     reporting: Reporting = Reporting()
+    storage_timeout_seconds: int = Field(default=600, ge=1, description="How long the end of a run waits for storage that is down.")
     allow_cpu: bool = Field(default=False, description="Development clusters: train on the CPU when no GPU is visible.")
     cpu_threads: int = Field(default=1, ge=1, description="Whole cores of the training pod.")
 

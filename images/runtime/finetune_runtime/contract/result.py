@@ -61,6 +61,9 @@ class DataSummary(Model):
     tokens: int = Field(default=0, description="Tokens of all training rows.")
     longest: int = Field(default=0, description="Longest training row in tokens.")
     sha256: str = ""
+    model_revision: str = Field(default="", description="Commit of an hf:// model.")
+    model_type: str = ""
+    template: str = ""
     warnings: list[str] = []
 
 
@@ -74,7 +77,11 @@ class TrainSummary(Model):
     loss: float | None = None
     eval_loss: float | None = None
     micro_batch: int = 0
+    stopped_early: bool = False
     adapter: AdapterRef | None = None
+    adapter_step: int = Field(default=0, description="Step of the checkpoint that became the adapter.")
+    command: str = Field(default="", description="Command line of the training process, quoted for a shell.")
+    versions: dict[str, str] = Field(default={}, description="Versions of the packages that decide what is trained.")
 
 
 class StepResult(Model):
@@ -87,8 +94,10 @@ class StepResult(Model):
     train: TrainSummary | None = None
 
     def encode(self) -> str:
-        """JSON of at most MAX_MESSAGE_BYTES bytes: the message, then warnings, are shortened to fit."""
+        """JSON of at most MAX_MESSAGE_BYTES bytes: the command is left out, then message and warnings are shortened to fit."""
         result = self
+        if result.train and len(result.model_dump_json(by_alias=True, exclude_none=True).encode()) > MAX_MESSAGE_BYTES:
+            result = result.model_copy(update={"train": result.train.model_copy(update={"command": ""})})
         if result.data and len(result.data.warnings) > 5:
             result = result.model_copy(update={"data": result.data.model_copy(update={"warnings": result.data.warnings[:5]})})
         text = result.model_dump_json(by_alias=True, exclude_none=True)
@@ -98,7 +107,7 @@ class StepResult(Model):
             short = result.model_copy(update={"message": result.message[:keep] + " [...]"})
             text = short.model_dump_json(by_alias=True, exclude_none=True)
             if len(text.encode()) > MAX_MESSAGE_BYTES:
-                bare = StepResult(step=self.step, reason=self.reason, message=self.message[:500], train=self.train)
+                bare = StepResult(step=self.step, reason=self.reason, message=self.message[:500], train=result.train)
                 text = bare.model_dump_json(by_alias=True, exclude_none=True)
         return text
 

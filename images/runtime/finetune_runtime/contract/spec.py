@@ -11,11 +11,9 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 
 from .base import Fraction, Model, PositiveFloat
 
-MODEL_SOURCE = r"^(hf://[\w.-]+/[\w.-]+|s3://[a-z0-9][a-z0-9.-]{2,62}/.+|pvc://[a-z0-9.-]+(/.+)?)$"
-DATASET_SOURCE = (
-    r"^(s3://[a-z0-9][a-z0-9.-]{2,62}/.+|pvc://[a-z0-9.-]+/.+|configmap://[a-z0-9.-]+/[\w.-]+"
-    r"|hf://datasets/.+|https://.+)$"
-)
+_BUCKET = "[a-z0-9][a-z0-9.-]{2,62}"
+# The prepare pod's scratch volume of 50 GiB holds a download, the valid rows and the output, each about as large as the first.
+MAX_DOWNLOAD_GIB = 16
 
 
 def not_yet(rule: str, what: str, path: str) -> dict[str, Any]:
@@ -26,6 +24,20 @@ def not_yet(rule: str, what: str, path: str) -> dict[str, Any]:
 def rules(*entries: dict[str, Any]) -> ConfigDict:
     """Model config that carries CEL rules into the CRD."""
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": list(entries)})
+
+
+def uri_rules(what: str, forms: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """CEL rules for a field that holds a URI. `forms`: for each beginning, the pattern of what follows it and its form in words.
+
+    One rule for each beginning, so that a user reads what is wrong with this URI, and not one pattern for all of them.
+    """
+    beginnings = list(forms)
+    known = f"{', '.join(beginnings[:-1])} or {beginnings[-1]}"
+    found = [{"rule": " || ".join(f"self.startsWith('{beginning}')" for beginning in forms), "message": f"{what} begins with {known}"}]
+    for beginning, (pattern, form) in forms.items():
+        rule = f"!self.startsWith('{beginning}') || self.matches('^{beginning}{pattern}$')"
+        found.append({"rule": rule, "message": f"write {beginning}{form}"})
+    return {"x-kubernetes-validations": found}
 
 
 class SecretRef(Model):
@@ -46,13 +58,22 @@ class ModelSpec(Model):
     """The base model."""
 
     source: str = Field(
-        pattern=MODEL_SOURCE,
         max_length=1024,
-        description="Where the base model is: hf://OWNER/NAME (a Hugging Face compatible hub), s3://BUCKET/PREFIX (read with "
-        "the job's storage endpoint and credentials) or pvc://CLAIM/PATH (mounted read-only).",
+        description="Where the base model is: on a Hugging Face compatible hub (hf://), in S3 (s3://, read with the job's storage endpoint and "
+        "credentials) or on a volume (pvc://, mounted read-only).",
+        json_schema_extra=uri_rules(
+            "a model",
+            {
+                "hf://": ("[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "OWNER/NAME"),
+                "s3://": (f"{_BUCKET}/.+", "BUCKET/PREFIX"),
+                "pvc://": ("[a-z0-9.-]+(/.+)?", "CLAIM/PATH, or CLAIM alone"),
+            },
+        ),
     )
     revision: str = Field(default="", max_length=128, description="Branch, tag or commit of an hf:// source; empty: main.")
-    secret_ref: SecretRef | None = Field(default=None, description="Secret whose key HF_TOKEN is the hub token; needed for gated or private hf:// models only.")
+    secret_ref: SecretRef | None = Field(
+        default=None, description="Secret whose key HF_TOKEN is the hub token; needed for gated or private hf:// models and data only."
+    )
     type: str = Field(
         default="",
         max_length=64,
@@ -70,20 +91,28 @@ class ModelSpec(Model):
 
 
 class DatasetSource(Model):
-    """One file, or all files under a prefix."""
+    """One file, or all files below a folder, prefix or repository."""
 
-    model_config = rules(
-        not_yet("!self.source.startsWith('hf://')", "an hf://datasets source", ".source"),
-        not_yet("!self.source.startsWith('https://')", "an https:// source", ".source"),
-        not_yet("!has(self.samples)", "a per-source sample count", ".samples"),
-    )
     source: str = Field(
-        pattern=DATASET_SOURCE,
         max_length=1024,
-        description="s3://BUCKET/KEY (storage endpoint and credentials of the job), pvc://CLAIM/PATH or configmap://NAME/KEY. JSON list or JSON Lines; rows as "
-        "messages, conversations (ShareGPT), instruction/input/output (Alpaca) or query/response.",
+        description="Where the rows are: in S3 (s3://, read with the job's storage endpoint and credentials), on a Hugging Face compatible hub "
+        f"(hf://datasets/, all data files of the repository or of PATH; at most {MAX_DOWNLOAD_GIB} GiB), on a public web server (https://, at most "
+        f"{MAX_DOWNLOAD_GIB} GiB), on a volume (pvc://, mounted read-only) or in a ConfigMap. JSON list, JSON Lines, CSV, TSV, Parquet or raw ChatML text, "
+        "plain or in gzip; rows as messages, conversations (ShareGPT), instruction/input/output (Alpaca), query/response, or text that holds ChatML.",
+        json_schema_extra=uri_rules(
+            "a dataset source",
+            {
+                "s3://": (f"{_BUCKET}/.+", "BUCKET/KEY"),
+                "hf://datasets/": ("[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(/[^@]+)?(@[^@]+)?", "OWNER/NAME[/PATH][@REVISION]"),
+                "https://": ("[^/@?#]+/.+", "HOST/PATH, without a user name or password"),
+                "pvc://": ("[a-z0-9.-]+/.+", "CLAIM/PATH"),
+                "configmap://": ("[a-z0-9.-]+/[A-Za-z0-9_.-]+", "NAME/KEY"),
+            },
+        ),
     )
-    samples: int | None = Field(default=None, ge=1, description="Rows to take from this source; absent: all.")
+    samples: int | None = Field(
+        default=None, ge=1, description="Rows to take from this source, drawn by training.seed from those that can be trained on; absent: all."
+    )
 
 
 class ValidationSpec(Model):
@@ -166,12 +195,18 @@ class Tuning(Model):
     lora: Lora = Field(default=Lora(), description="The adapter.")
 
 
+class EarlyStopping(Model):
+    """Ends a training that no longer gets better."""
+
+    patience: int = Field(default=3, ge=1, le=1000, description="Evaluations in a row without a better evaluation loss after which training ends.")
+    min_improvement: Fraction = Field(default="0", description="How much lower than the best one an evaluation loss must be to count as better.")
+
+
 class Training(Model):
     """Hyper-parameters of the run."""
 
     model_config = rules(
         not_yet("self.packing != 'On'", "packing: On", ".packing"),
-        not_yet("size(self.extraArgs) == 0", "extraArgs", ".extraArgs"),
     )
     epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the training rows.")
     learning_rate: PositiveFloat = Field(default="3e-6", description="Peak learning rate.")
@@ -197,14 +232,29 @@ class Training(Model):
     packing: Toggle = Field(default=Toggle.AUTO, description="Join short rows into full sequences. Auto: Off.")
     eval_steps: int = Field(default=100, ge=1, description="Optimizer steps between two evaluations.")
     logging_steps: int = Field(default=1, ge=1, description="Optimizer steps between two log records.")
-    extra_args: dict[str, str] = Field(default={}, max_length=64, description="Further ms-swift arguments from an allow-list.")
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="End the training once the evaluation loss stops falling; absent: all epochs. Best with checkpoints.use: Best."
+    )
+    extra_args: dict[str, Annotated[str, Field(max_length=256)]] = Field(
+        default={}, max_length=32, description="Further ms-swift arguments by name, without dashes, from the list in docs/extra-args.md."
+    )
 
 
 class Checkpoints(Model):
     """Checkpoints committed to storage."""
 
     every_steps: int = Field(default=100, ge=1, description="Optimizer steps between two checkpoints. What an eviction can cost at most.")
-    keep: int = Field(default=2, ge=1, le=100, description="Newest complete checkpoints kept in storage; older ones are pruned.")
+    keep: int = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="Newest complete checkpoints kept in storage, and besides the one with the lowest evaluation loss; others are pruned.",
+    )
+    use: Literal["Last", "Best"] = Field(
+        default="Last",
+        description="Which checkpoint becomes the adapter. Best: the one with the lowest evaluation loss among those taken at an evaluated step, so "
+        "training.evalSteps should divide checkpoints.everySteps or the other way round.",
+    )
 
 
 class S3Storage(Model):
@@ -226,3 +276,10 @@ class Storage(Model):
     """Where checkpoints, adapters and reports go."""
 
     s3: S3Storage = Field(description="S3-compatible storage.")
+    timeout_seconds: int = Field(
+        default=600,
+        ge=10,
+        le=86400,
+        description="How long a training pod at its end waits for storage that is down, in seconds; then the attempt ends and is made again later. "
+        "In the middle of a run training goes on and uploads catch up.",
+    )

@@ -10,6 +10,8 @@ class Fault(StrEnum):
     """Kinds of invalid rows, as counted in the report."""
 
     NOT_JSON = "NotJSON"
+    UNREADABLE = "Unreadable"
+    CHATML = "BrokenChatML"
     COLUMNS = "UnknownColumns"
     UNSUPPORTED = "UnsupportedContent"
     ROLE = "UnknownRole"
@@ -18,6 +20,7 @@ class Fault(StrEnum):
     TEMPLATE = "TemplateRefused"
     LENGTH = "TooLong"
     UNTRAINABLE = "NothingToLearn"
+    LEAK = "LeaksIntoValidation"
 
 
 class RowError(Exception):

@@ -1,183 +1,153 @@
-"""Rows of a JSON list or of JSON Lines, told apart by content, one at a time: memory does not grow with the file."""
+"""Files told apart by what they hold, and their rows one at a time: memory does not grow with the file.
 
-import io
-import json
+JSON list, JSON Lines, CSV, TSV, Parquet, and text files of raw ChatML, each plain or in gzip; text in UTF-8, UTF-16 or GB18030.
+"""
+
+import csv
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.sources.dataset import SourceFile
 
-MAX_ROW = 16 * 2**20  # bytes of a line, characters of a list element; far above the longest row that any model takes
-_CHUNK = 2**20
-_BEHIND = (",", "]", " ", "\t", "\r", "\n")  # what may stand directly behind an element
-_UTF8_BOM = b"\xef\xbb\xbf"
-_ACCEPTED = "Give a JSON list or JSON Lines (one JSON object a line), UTF-8, not compressed."
+from .chatml import START
+from .readers.base import RawRow, invalid
+from .readers.chatml_text import read_chatml
+from .readers.json_text import read_lines, read_list
+from .readers.tables import read_delimited, read_parquet
+from .readers.text import Encoding, Packed, recognise
+from .rows import COLUMNS
+
+__all__ = ["Format", "Layout", "RawRow", "read_rows", "recognise_file"]
+
+_HEAD = 2**16
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_ACCEPTED = "Give a JSON list, JSON Lines (one JSON object a line), CSV or TSV with a header, Parquet, or raw ChatML text; gzip is unpacked."
 _SIGNATURES = {
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive or an Excel file",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
     b"ARROW1": "an Arrow file",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"<|": "raw text with chat markers (the model's own markers are added by the job)",
+    b"%PDF": "a PDF file",
+    b"SQLite format 3": "an SQLite data base",
+    _GZIP: "a gzip archive inside of a gzip archive",
 }
 
 
+class Format(StrEnum):
+    """What holds the rows, by the names that reports show."""
+
+    JSON = "JSON list"
+    JSON_LINES = "JSON Lines"
+    CSV = "CSV"
+    TSV = "TSV"
+    PARQUET = "Parquet"
+    CHATML = "ChatML text"
+
+
 @dataclass(frozen=True)
-class RawRow:
-    """One row. `number` is its line (JSON Lines) or its place in the list, from 1; `cause` says why there is no value."""
+class Layout:
+    """How a file is written. `encoding` is None for Parquet; `format` is None for a file without any sign."""
 
-    number: int
-    value: Any = None
-    cause: str = ""
+    format: Format | None
+    encoding: Encoding | None
+    gzip: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.format or 'empty'}{' in gzip' if self.gzip else ''}"
 
 
-def read_rows(file: SourceFile) -> Iterator[RawRow]:
-    """The rows of a file in their order. A broken line is a row with a cause; a file that has no rows at all raises StepError."""
+def recognise_file(file: SourceFile) -> Layout:
+    """How the file is written; a text file is read through once to prove its encoding. Raises StepError for what cannot be read."""
     with file.path.open("rb") as stream:
-        if stream.peek(3)[:3] == _UTF8_BOM:
-            stream.read(3)
-        start = stream.tell()
-        while (first := stream.read(1)).isspace():
-            pass
-        stream.seek(start)
-        if first == b"[":
-            rows = _ListReader(file.uri, stream).rows()
-        elif first == b"{":
-            rows = _lines(file.uri, stream)
-        elif first:
-            raise _invalid(f"{file.uri} is {_kind_of(stream.read(64))}. {_ACCEPTED}")
-        else:
-            rows = iter(())
-        empty = True
-        for row in rows:
-            empty = False
-            yield row
-        if empty:
-            size = "0 bytes" if file.path.stat().st_size == 0 else "no rows"
-            raise StepError(Exit.DATA_INVALID, Reason.DATASET_EMPTY, f"{file.uri} has {size}. Fill it, or remove it from the sources.")
+        packed = Packed(file.uri, file.path, stream.read(len(_GZIP)) == _GZIP)
+    head = next(packed.chunks(), b"")[:_HEAD]
+    if head.startswith(_PARQUET):
+        return Layout(Format.PARQUET, None, packed.gzip)
+    if kind := next((kind for signature, kind in _SIGNATURES.items() if head.startswith(signature)), None):
+        raise invalid(f"{file.uri} is {kind}. {_ACCEPTED}")
+    encoding = recognise(packed, head, by_line=head.lstrip()[:1] == b"{")
+    with packed.open_text(encoding) as text:
+        start = text.read(_HEAD).decode(errors="replace").lstrip()
+    return Layout(_format(file.uri, start), encoding, packed.gzip)
 
 
-def _kind_of(head: bytes) -> str:
-    for signature, kind in _SIGNATURES.items():
-        if head.startswith(signature):
+def read_rows(file: SourceFile, layout: Layout | None = None, scratch: Path | None = None) -> Iterator[RawRow]:
+    """The rows of a file in their order. A broken row has a cause; a file that cannot be read, or has no rows at all, raises StepError.
+
+    `layout`: what recognise_file said of it. `scratch`: a directory with room for an unpacked file; absent: the system's directory for such files.
+    """
+    layout = layout or recognise_file(file)
+    empty = True
+    for row in _rows(file, layout, scratch):
+        empty = False
+        yield row
+    if empty:
+        size = "0 bytes" if file.path.stat().st_size == 0 else "no rows"
+        raise StepError(Exit.DATA_INVALID, Reason.DATASET_EMPTY, f"{file.uri} has {size}. Fill it, or remove it from the sources.")
+
+
+def _format(uri: str, start: str) -> Format | None:
+    """The format of a text by its first signs, white space aside."""
+    if start.startswith("["):
+        return Format.JSON
+    if start.startswith("{"):
+        return Format.JSON_LINES
+    if start.startswith(START):
+        return Format.CHATML
+    if not start:
+        return None
+    header = start.splitlines()[0]
+    for delimiter, kind in ((",", Format.CSV), ("\t", Format.TSV)):
+        names = next(csv.reader([header[:10_000]], delimiter=delimiter), [])
+        if COLUMNS.intersection(name.strip().lower() for name in names):
             return kind
-    text = head.decode(errors="replace").splitlines()[0][:40]
-    return f"neither a JSON list nor JSON Lines (it begins with {text!r}; CSV and plain text are not supported)"
+    if start.startswith("<|"):
+        raise invalid(f"{uri} is raw text with chat markers other than ChatML's (it begins with {header[:40]!r}). {_ACCEPTED}")
+    raise invalid(
+        f"{uri} is not in a format that is known: its first line {header[:40]!r} is no JSON, and as a header of CSV or TSV it has no column that rows are "
+        f"made of, such as query and response. {_ACCEPTED}"
+    )
 
 
-def _invalid(message: str) -> StepError:
-    return StepError(Exit.DATA_INVALID, Reason.DATA_INVALID, message)
-
-
-def _lines(uri: str, stream: BinaryIO) -> Iterator[RawRow]:
-    number = 0
-    first = True
-    while line := stream.readline(MAX_ROW):
-        number += 1
-        if len(line) == MAX_ROW and not line.endswith(b"\n"):
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(MAX_ROW)
-            yield RawRow(number, cause=f"the line is longer than {MAX_ROW // 2**20} MiB")
-        elif line.strip():
-            if first and line.strip() == b"{":
-                raise _invalid(f"{uri} is one JSON object spread over many lines. {_ACCEPTED}")
-            yield _parse(number, line)
+def _rows(file: SourceFile, layout: Layout, scratch: Path | None) -> Iterator[RawRow]:
+    packed = Packed(file.uri, file.path, layout.gzip)
+    if layout.format is None:
+        return
+    if layout.format is Format.PARQUET or layout.encoding is None:
+        with _seekable(packed, scratch) as parquet:
+            yield from read_parquet(file.uri, parquet)
+        return
+    encoding = layout.encoding
+    if layout.format in (Format.CSV, Format.TSV):
+        yield from read_delimited(file.uri, lambda: packed.open_text(encoding), "\t" if layout.format is Format.TSV else ",")
+        return
+    with packed.open_text(encoding) as text:
+        if layout.format is Format.JSON:
+            yield from read_list(file.uri, text)
+        elif layout.format is Format.JSON_LINES:
+            yield from read_lines(file.uri, text)
         else:
-            continue
-        first = False
+            yield from read_chatml(text)
 
 
-def _parse(number: int, line: bytes) -> RawRow:
-    try:
-        return RawRow(number, value=json.loads(line.decode()))
-    except UnicodeDecodeError as error:
-        return RawRow(number, cause=f"not UTF-8: {error.reason} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return RawRow(number, cause=f"not valid JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
-        return RawRow(number, cause=f"not usable JSON: {error}")
-
-
-class _ListReader:
-    """Decodes the elements of one JSON list from a sliding window. A broken list has no rows that could be counted, so it raises."""
-
-    def __init__(self, uri: str, stream: BinaryIO) -> None:
-        self._uri = uri
-        self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        self._window = ""
-        self._at = 0
-        self._line = 1  # of the window's first character
-        self._ended = False
-        self._decoder = json.JSONDecoder()
-
-    def rows(self) -> Iterator[RawRow]:
-        self._next_sign()
-        self._at += 1
-        number = 0
-        closing = self._next_sign() == "]"
-        while not closing:
-            number += 1
-            yield RawRow(number, value=self._element())
-            sign = self._next_sign()
-            if sign not in (",", "]"):
-                raise self._broken("expected ',' or ']'", self._at)
-            closing = sign == "]"
-            if not closing:
-                self._at += 1
-                self._next_sign()
-        self._at += 1
-        if self._next_sign():
-            raise self._broken("data after the end of the list", self._at)
-
-    def _element(self) -> Any:
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._window, self._at)
-            except json.JSONDecodeError as error:  # broken, or cut off by the window's end: more text tells
-                if self._judge():
-                    raise self._broken(error.msg, error.pos) from error
-            except (ValueError, RecursionError) as error:
-                raise self._broken(str(error), self._at) from error
-            else:
-                if self._window[end : end + 1] in _BEHIND or self._judge():  # else it may be the first half of a number
-                    self._at = end
-                    return value
-            self._fill()
-
-    def _judge(self) -> bool:
-        """Whether more text must not be waited for."""
-        return self._ended or len(self._window) - self._at > MAX_ROW
-
-    def _next_sign(self) -> str:
-        """The next character that is no white space, without consuming it; empty at the end of the file."""
-        while True:
-            while self._at < len(self._window) and self._window[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._window):
-                return self._window[self._at]
-            if self._ended:
-                return ""
-            self._fill()
-
-    def _fill(self) -> None:
-        self._line += self._window.count("\n", 0, self._at)
-        self._window = self._window[self._at :]
-        self._at = 0
-        try:
-            # Twice as much each time, so that a long element is not decoded over and over.
-            more = self._text.read(max(_CHUNK, len(self._window)))
-        except UnicodeDecodeError as error:
-            raise _invalid(f"{self._uri} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
-        self._ended = not more
-        self._window += more
-
-    def _broken(self, cause: str, position: int) -> StepError:
-        line = self._line + self._window.count("\n", 0, position)
-        return _invalid(
-            f"{self._uri} is not valid JSON at line {line}: {cause}. Correct it, or give JSON Lines (one object a line), where a broken row is reported "
-            "by number and can be dropped."
-        )
+@contextmanager
+def _seekable(packed: Packed, scratch: Path | None) -> Iterator[BinaryIO]:
+    """The unpacked bytes as a file: Parquet is read from its end."""
+    if not packed.gzip:
+        with packed.open() as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile(dir=scratch) as unpacked:
+        for chunk in packed.chunks():
+            unpacked.write(chunk)
+        unpacked.seek(0)
+        yield unpacked

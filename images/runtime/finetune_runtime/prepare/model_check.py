@@ -1,7 +1,8 @@
-"""Is the model directory whole and safe? Judged from its listing and its small files, before a byte of weights is loaded."""
+"""Is the model directory whole and safe? Judged from its listing, its small files and the shards' headers, before a byte of weights is loaded."""
 
 import json
-import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,14 +10,19 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.sources.model import RemoteFile, is_pickle
 
+from .shards import expected_size
+
 INDEX = "model.safetensors.index.json"
 _TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"})
 _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_READERS = 16  # headers read at the same time: round trips to the storage are what takes long
+ReadPart = Callable[[str, int, int], bytes]
 
 
-def check_model(spec: ModelSpec, files: tuple[RemoteFile, ...], directory: Path) -> dict[str, Any]:
+def check_model(spec: ModelSpec, files: tuple[RemoteFile, ...], directory: Path, read_part: ReadPart) -> dict[str, Any]:
     """The model's config.json. `files` is the source's listing, `directory` a local copy of at least its small files.
 
+    `read_part(path, start, length)` reads bytes of the source's files; hubs, which prove what they send by its digest, are not asked.
     Raises StepError ModelInvalid.
     """
     sizes = {file.path: file.size for file in files}
@@ -24,7 +30,8 @@ def check_model(spec: ModelSpec, files: tuple[RemoteFile, ...], directory: Path)
     _check_tokenizer(spec, sizes)
     if not spec.trust_remote_code:
         _check_no_code(spec, sizes, directory)
-    _check_weights(spec, sizes, directory)
+    shards = _shards(spec, sizes, directory)
+    _check_sizes(spec, {path: sizes[path] for path in shards}, read_part)
     _check_precision(spec, config)
     return config
 
@@ -62,61 +69,54 @@ def _check_no_code(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> N
         )
 
 
-def _check_weights(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> None:
+def _shards(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str]:
+    """The safetensors files that hold the model; none for pickles that the user trusts."""
     shards = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
     if not shards:
         pickles = [path for path in sizes if is_pickle(path) and "/" not in path]
         if pickles and spec.trust_remote_code:
-            return
+            return []
         if pickles:
             raise _invalid(
                 f"{spec.source} holds its weights as pickles only ({_some(pickles)}), which can run any code when they are loaded. Convert them to "
                 "safetensors, or set spec.model.trustRemoteCode: true if you trust their origin."
             )
         raise _invalid(f"{spec.source} holds no weights (*.safetensors). Formats such as GGUF, ONNX and TensorFlow are not supported.")
-    if INDEX in sizes:
-        shards = _check_index(spec, sizes, directory)
-    for path in shards:
-        expected = _expected_size(directory / path)
-        if not sizes[path] or (expected is not None and expected != sizes[path]):
-            size = f"{sizes[path]} bytes instead of {expected}" if expected else "empty or cut off"
-            raise _invalid(f"{spec.source}/{path} is {size}: the copy was cut short. Copy this file anew.")
+    return _indexed(spec, sizes, directory) if INDEX in sizes else shards
 
 
-def _check_index(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str]:
-    """Names of the shards. Their sizes are compared with the index's total, for copies whose headers are not at hand."""
+def _indexed(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str]:
+    """The shards that the index lists. Its total size is not looked at: older indexes name that of another precision."""
     index = _json(spec, directory / INDEX)
     try:
-        shards = sorted(set(index["weight_map"].values()))
-        total = int(index.get("metadata", {}).get("total_size", 0))
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        shards = sorted({str(shard) for shard in index["weight_map"].values()})
+    except (TypeError, KeyError, AttributeError) as error:
         raise _invalid(f"{spec.source}/{INDEX} is not an index of weights: copy the model anew.") from error
     if missing := [shard for shard in shards if shard not in sizes]:
         raise _invalid(f"{spec.source} lacks {len(missing)} of {len(shards)} weight files that its index lists: {_some(missing)}. Copy the model anew.")
-    present = sum(sizes[shard] for shard in shards)
-    # A hub checks sizes itself, and its older indexes name totals of another precision, which their readers cannot correct.
-    if present < total and not spec.source.startswith("hf://"):
-        raise _invalid(f"The weight files of {spec.source} have {present} bytes, {INDEX} says at least {total}: the copy was cut short. Copy the model anew.")
     return shards
 
 
-def _expected_size(path: Path) -> int | None:
-    """Size that a safetensors file must have by its own header; 0 for a broken header, None when the file is not here.
+def _check_sizes(spec: ModelSpec, sizes: dict[str, int], read_part: ReadPart) -> None:
+    """Each shard must be as large as its own header says."""
 
-    Source: the safetensors format: 8 bytes little-endian header length, JSON header with data_offsets, data.
-    """
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                return 0
-            header = json.loads(file.read(length))
-            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-            return int(8 + length + max(ends, default=0))
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            return 0
+    def fault(path: str) -> str:
+        if not sizes[path]:
+            return f"{path} is empty"
+        if spec.source.startswith("hf://"):
+            return ""
+        expected = expected_size(lambda start, length: read_part(path, start, length))
+        if not expected:
+            return f"{path} has {sizes[path]} bytes and no sound header"
+        return "" if expected == sizes[path] else f"{path} has {sizes[path]} bytes instead of {expected}"
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = [text for text in pool.map(fault, sizes) if text]
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        raise _invalid(
+            f"{len(found)} of {len(sizes)} weight files of {spec.source} are not whole: {'; '.join(found[:3])}{more}. The copy was cut short: copy them anew."
+        )
 
 
 def _check_precision(spec: ModelSpec, config: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from . import chatml
 from .faults import Fault, RowError
 
-ACCEPTED = "messages [{role, content}], conversations [{from, value}], instruction/input/output or query/response"
+ACCEPTED = "messages [{role, content}], conversations [{from, value}], instruction/input/output, query/response, or text with raw ChatML"
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
 _TOOL_ROLES = frozenset({"tool", "tool_call", "tool_response", "function", "function_call", "function_response", "observation", "observations"})
@@ -26,6 +27,7 @@ _REFUSED = {
         "rejected_messages",
     ),
 }
+COLUMNS = frozenset({*_MESSAGES, *_SYSTEM, *_QUESTION, *_ANSWER, "history", *(name for names in _REFUSED.values() for name in names)})
 # Keys of one message that would change what is trained; True and 1 are what happens anyway.
 _REFUSED_KEYS = ("tool_calls", "function_call", "loss", "loss_scale", "weight")
 
@@ -56,12 +58,17 @@ def normalise(row: object) -> Conversation:
     """The conversation in a row as json.loads returned it. Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(Fault.COLUMNS, f"the row is {_kind(row)}, not an object")
-    columns = {str(name).lower(): value for name, value in row.items() if value is not None}
+    columns = {str(name).strip().lower(): value for name, value in row.items() if value is not None}
     for cause, names in _REFUSED.items():
         if present := [name for name in names if columns.get(name) not in (None, [], "", {})]:
             raise RowError(Fault.UNSUPPORTED, f"column {present[0]}: {cause}")
     found = sorted(columns)
-    turns = _from_messages(columns) if any(name in columns for name in _MESSAGES) else _from_question(columns, found)
+    if any(name in columns for name in _MESSAGES):
+        turns = _from_messages(columns)
+    elif "text" in columns and not COLUMNS.intersection(columns).difference(("text", *_SYSTEM)):
+        turns = _from_text(columns)
+    else:
+        turns = _from_question(columns, found)
     return Conversation(_checked(turns), tuple(sorted(columns)))
 
 
@@ -70,7 +77,23 @@ def _from_messages(columns: dict[str, Any]) -> list[_Turn]:
     entries = _unquoted(columns.pop(column))
     if not isinstance(entries, list) or not entries:
         raise RowError(Fault.COLUMNS, f"column {column} is {_kind(entries)}, not a list of messages")
-    turns = _paired(entries) or [_turn(number, entry) for number, entry in enumerate(entries, 1)]
+    return _with_system(columns, _paired(entries) or [_turn(number, entry) for number, entry in enumerate(entries, 1)])
+
+
+def _from_text(columns: dict[str, Any]) -> list[_Turn]:
+    text = columns.pop("text")
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(Fault.CONTENT, f"column text is {'empty' if isinstance(text, str) else f'{_kind(text)}, not text'}")
+    if chatml.START not in text:
+        # ms-swift would put an empty question before it, markers included.
+        raise RowError(
+            Fault.UNSUPPORTED, "column text is plain text without turns, and a chat template needs a question and an answer: give query and response"
+        )
+    return _with_system(columns, [_turn(number, entry) for number, entry in enumerate(chatml.parse(text), 1)])
+
+
+def _with_system(columns: dict[str, Any], turns: list[_Turn]) -> list[_Turn]:
+    """The turns behind the system prompt of its own column, if there is one."""
     system = _system(columns)
     if not system:
         return turns
@@ -194,6 +217,9 @@ def _content(turn: _Turn, role: str) -> str:
         raise RowError(Fault.CONTENT, f"{turn.where} ({role}) is {_kind(text)}, not text")
     if not text.strip():
         raise RowError(Fault.CONTENT, f"{turn.where} ({role}) is empty")
+    if marker := next((marker for marker in (chatml.START, chatml.END) if marker in text), None):
+        # It would be encoded as the real marker, and the model learn to speak for both sides.
+        raise RowError(Fault.CONTENT, f"{turn.where} ({role}) holds the chat marker {marker}; markers are added by the job, remove them from contents")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -203,8 +229,8 @@ def _content(turn: _Turn, role: str) -> str:
 
 def _kind(value: object) -> str:
     kinds = {dict: "an object", list: "a list" if value else "an empty list", str: "text", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value)) or ("a number" if isinstance(value, int | float) else f"a value of type {type(value).__name__}")
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value, ensure_ascii=True)[:60]
+    return json.dumps(value, ensure_ascii=True, default=str)[:60]  # Parquet has more types than JSON

@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, DATASET_DIR, TRAIN_FILE, VALIDATION_FILE, Kind, Manifest
@@ -15,10 +18,11 @@ from finetune_runtime.contract.config import SCRATCH_DIR, JobConfig
 from finetune_runtime.contract.result import DataSummary, Exit, Reason, StepError, StepResult
 from finetune_runtime.contract.spec import DatasetSource, RowPolicy
 from finetune_runtime.s3.store import Store
-from finetune_runtime.sources.dataset import SourceFile, fetch_dataset
-from finetune_runtime.sources.model import fetch_model, list_model, model_name
+from finetune_runtime.sources.dataset import fetch_dataset
+from finetune_runtime.sources.model import fetch_model, list_model, model_name, read_part
 
-from .collect import Collected, collect
+from . import page
+from .collect import Collected, Source, collect
 from .encode import Encoder
 from .ending import find_ending
 from .faults import InvalidRow
@@ -26,7 +30,7 @@ from .identify import identify, look_up
 from .model_check import check_model
 from .report import Prepared, report, summarise, warn
 from .sample import Sample
-from .split import choose_validation
+from .split import Digests, Mask, choose_validation
 from .template import derive
 
 log = logging.getLogger(__name__)
@@ -52,8 +56,10 @@ def run(config: JobConfig) -> StepResult:
     sha256 = _write_rows(prepared, output)
     summary = summarise(prepared, sha256, warn(prepared))
     (output / CHAT_TEMPLATE_FILE).write_text(prepared.template.text, encoding="utf-8")
-    (output / "report.json").write_text(json.dumps(report(prepared, config, summary), ensure_ascii=False, indent=1), encoding="utf-8")
+    content = report(prepared, config, summary)
+    (output / "report.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     artefacts.commit(store, output, uri, _manifest(prepared, config, summary))
+    page.upload(store, config, content)
     return _result(summary)
 
 
@@ -69,7 +75,7 @@ def _done_before(manifest: Manifest, uri: str, config: JobConfig) -> StepResult:
 def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     listing = list_model(config.model, store)
     directory = fetch_model(config.model, store, scratch / "model", metadata_only=True)
-    model_config = check_model(config.model, listing.files, directory)
+    model_config = check_model(config.model, listing.files, directory, partial(read_part, config.model, store))
     architecture = str((model_config.get("architectures") or [""])[0])
     identity = identify(config.model, architecture, look_up(model_name(config.model), architecture))
     encoder = Encoder(config.model.source, directory, identity, config.training.max_length)
@@ -78,21 +84,23 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
         raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"The template {identity.template} takes no system prompt: remove spec.dataset.system.")
     sample = Sample(config.training.seed)
 
-    def gather(name: str, sources: Sequence[DatasetSource]) -> Collected:
-        files = _files(sources, store, scratch / name)
-        return collect(files, encoder.encode, scratch / f"{name}.jsonl", system=system, sample=sample)
+    def gather(name: str, sources: Sequence[DatasetSource], validation: Digests | None = None) -> Collected:
+        found = _sources(sources, store, scratch / name)
+        path, seed = scratch / f"{name}.jsonl", config.training.seed
+        return collect(found, encoder.encode, path, system=system, sample=sample, seed=seed, validation=validation)
 
-    train = gather("train", config.dataset.train)
+    # Validation first: a training row that is also in there is found when it is read.
     validation = gather("validation", config.dataset.validation.sources) if config.dataset.validation.sources else None
+    train = gather("train", config.dataset.train, validation.digests if validation else None)
     _judge(config, [rows for rows in (train, validation) if rows])
-    held_out = frozenset() if validation else _hold_out(config, train)
+    held_out = np.zeros(train.valid, dtype=bool) if validation else _hold_out(config, train)
     template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
     return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out)
 
 
-def _files(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterable[SourceFile]:
+def _sources(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterator[Source]:
     for number, source in enumerate(sources):
-        yield from fetch_dataset(source.source, store, scratch / str(number))
+        yield Source(source.source, fetch_dataset(source.source, store, scratch / str(number)), source.samples)
 
 
 def _judge(config: JobConfig, collected: list[Collected]) -> None:
@@ -114,19 +122,19 @@ def _named(rows: list[InvalidRow]) -> str:
     return "; ".join(str(row if row.cause not in causes[:number] else replace(row, cause="the same")) for number, row in enumerate(rows))
 
 
-def _hold_out(config: JobConfig, train: Collected) -> frozenset[int]:
+def _hold_out(config: JobConfig, train: Collected) -> Mask:
     try:
-        return choose_validation(train.valid, float(config.dataset.validation.split_ratio), config.training.seed)
+        return choose_validation(train.digests, float(config.dataset.validation.split_ratio), config.training.seed)
     except ValueError as error:
-        raise _invalid(f'One training row cannot be split: {error}. Add rows, or set dataset.validation.splitRatio to "0".') from error
+        raise _invalid(f'The training rows cannot be split: {error}. Add rows, or set dataset.validation.splitRatio to "0".') from error
 
 
 def _write_rows(prepared: Prepared, output: Path) -> str:
     """Writes both data files; returns the SHA-256 over their bytes, training rows first."""
     train, validation = output / TRAIN_FILE, output / VALIDATION_FILE
     with prepared.train.path.open("rb") as rows, train.open("wb") as kept, validation.open("wb") as held_out:
-        for number, line in enumerate(rows):
-            (held_out if number in prepared.held_out else kept).write(line)
+        for line, is_held_out in zip(rows, prepared.held_out, strict=True):
+            (held_out if is_held_out else kept).write(line)
     if prepared.validation:
         shutil.copyfile(prepared.validation.path, validation)
     digest = hashlib.sha256()

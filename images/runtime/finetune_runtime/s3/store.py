@@ -18,13 +18,14 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import S3Storage
 
 from .errors import ObjectNotFound, status_of, storage_error, translate
+from .upload import Sent, send
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["ObjectInfo", "ObjectNotFound", "Store", "split"]
 
-PART_BYTES = 64 * 2**20
+_DOWNLOAD_PART_BYTES = 64 * 2**20
 _DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 _CONFLICT_TRIES = 3
 
@@ -50,13 +51,19 @@ class Store:
     def __init__(self, storage: S3Storage) -> None:
         self.endpoint = storage.endpoint or "of AWS"
         self._client = _client(storage)
-        self._transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+        self._transfer = TransferConfig(multipart_threshold=_DOWNLOAD_PART_BYTES, multipart_chunksize=_DOWNLOAD_PART_BYTES, max_concurrency=4)
 
     def read(self, uri: str) -> bytes:
         """The whole object. Raises ObjectNotFound."""
         bucket, key = split(uri)
         with self._errors(uri):
             return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start` on, which must be inside the object; fewer where the object ends. Raises ObjectNotFound."""
+        bucket, key = split(uri)
+        with self._errors(uri):
+            return self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")["Body"].read()
 
     def exists(self, uri: str) -> bool:
         """Whether there is an object of exactly this name."""
@@ -85,17 +92,17 @@ class Store:
             self.exists(uri)  # the transfer begins with a HEAD (see exists): this names a missing bucket or key pair
             raise
 
-    def upload(self, path: Path, uri: str) -> None:
-        """Copies the file to the object, in parts of 64 MiB. A failed upload leaves no parts behind."""
+    def upload(self, path: Path, uri: str) -> Sent:
+        """Copies the file to the object and tells what was sent. A failed upload leaves no parts behind."""
         bucket, key = split(uri)
         with self._errors(uri):
-            self._client.upload_file(str(path), bucket, key, Config=self._transfer)
+            return send(self._client, path, bucket, key)
 
-    def put(self, uri: str, data: bytes) -> None:
+    def put(self, uri: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Writes or overwrites a small object."""
         bucket, key = split(uri)
         with self._errors(uri):
-            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+            self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
     def put_new(self, uri: str, data: bytes) -> bool:
         """Writes the object if there is none. True: written. False: there was one, which is left as it was."""

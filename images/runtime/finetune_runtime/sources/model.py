@@ -40,7 +40,7 @@ def model_name(spec: ModelSpec) -> str:
 def list_model(spec: ModelSpec, store: Store) -> Listing:
     """All files of the model. Raises StepError ModelNotFound when there is none."""
     if spec.source.startswith("hf://"):
-        revision, sizes = hub.list_repository(spec)
+        revision, sizes = hub.list_repository(_repository(spec))
         return Listing(tuple(RemoteFile(path, size) for path, size in sizes), revision)
     directory = mounted_path(spec.source)
     files = tuple(_walk(directory) if directory else _objects(spec, store))
@@ -62,11 +62,20 @@ def fetch_model(spec: ModelSpec, store: Store, dest: Path, *, metadata_only: boo
     wanted = needed(listing.files, metadata_only=metadata_only, trust_remote_code=spec.trust_remote_code)
     missing = [file for file in wanted if not _same_size(dest / file.path, file.size)]
     if spec.source.startswith("hf://"):
-        hub.download(spec, listing.revision, [file.path for file in missing], dest)
+        hub.download(_repository(spec), listing.revision, [file.path for file in missing], dest)
     else:
         for file in missing:
             store.download(f"{_prefix(spec)}{file.path}", dest / file.path)
     return dest
+
+
+def read_part(spec: ModelSpec, store: Store, path: str, start: int, length: int) -> bytes:
+    """Up to `length` bytes from `start` on of one of the model's files; fewer where the file ends. For s3:// and pvc:// models."""
+    if directory := mounted_path(spec.source):
+        with (directory / path).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    return store.read_range(f"{_prefix(spec)}{path}", start, length)
 
 
 def needed(files: Iterable[RemoteFile], *, metadata_only: bool, trust_remote_code: bool) -> list[RemoteFile]:
@@ -85,6 +94,10 @@ def needed(files: Iterable[RemoteFile], *, metadata_only: bool, trust_remote_cod
 def is_pickle(path: str) -> bool:
     """Whether a file may hold a pickle, which runs code when it is loaded."""
     return PurePosixPath(path).suffix in _PICKLES
+
+
+def _repository(spec: ModelSpec) -> hub.Repository:
+    return hub.Repository("model", spec.source.removeprefix("hf://"), spec.revision, spec.source)
 
 
 def _prefix(spec: ModelSpec) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE
 from finetune_runtime.contract.result import Exit, Reason, StepError
@@ -27,16 +28,28 @@ def assemble(checkpoint: Path, chat_template: Path, destination: Path, model_sou
     _name_base_model(destination / "adapter_config.json", model_source)
 
 
-def final_loss(checkpoint: Path) -> float:
-    """Proves that the checkpoint is the end of a training that went well and returns its last loss. Raises StepError TrainingCrashed."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+def prove_end(checkpoint: Path, *, stopped_early: bool) -> None:
+    """Proves that the checkpoint is the end of a training that went well. Raises StepError TrainingCrashed."""
+    state = _state(checkpoint)
     step, total = state["global_step"], state["max_steps"]
-    if step != total:
+    if step != total and not stopped_early:
         raise _crashed(f"The training stopped at step {step} of {total} without saying why.")
+    last_loss(checkpoint)
+
+
+def last_loss(checkpoint: Path) -> float:
+    """The last training loss before the checkpoint. Raises StepError TrainingCrashed when it is not a number."""
+    state = _state(checkpoint)
     losses = [float(entry["loss"]) for entry in state["log_history"] if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
-        raise _crashed(f"The training reached step {total} with the loss {losses[-1] if losses else 'never reported'}: lower training.learningRate.")
+        shown = losses[-1] if losses else "never reported"
+        raise _crashed(f"The training reached step {state['global_step']} with the loss {shown}: lower training.learningRate.")
     return losses[-1]
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state
 
 
 def quantization(tuning: Tuning) -> dict[str, str | int | bool] | None:

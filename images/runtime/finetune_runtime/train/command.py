@@ -11,16 +11,18 @@ from pathlib import Path
 
 from finetune_runtime.contract.artefact import TRAIN_FILE, VALIDATION_FILE
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.extra_args import refusals
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import Toggle, Tuning
 from finetune_runtime.hardware import Hardware
 
+from .early_stopping import EARLY_STOPPING, Rule
 from .events import EVENTS_FD, STAGING
 
 PLUGIN = Path(__file__).parent / "plugin" / "finetune_callback.py"
 _PACKAGE_ROOT = Path(__file__).parents[2]
 # Secrets, and variables that win over the command line.
-_NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR")
+_NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR", EARLY_STOPPING)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Inputs:
 
 
 def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_batch: int, output: Path, resume_from: Path | None) -> list[str]:
-    """Arguments of `python3 -m swift.cli.sft`. Raises StepError for a number format that the hardware does not have."""
+    """Arguments of `python3 -m swift.cli.sft`. Raises StepError for a number format that the hardware does not have or an argument that may not be set."""
     training = config.training
     checkpointing = {Toggle.ON: True, Toggle.OFF: False, Toggle.AUTO: not hardware.cpu_only}[training.gradient_checkpointing]
     flags: dict[str, str | int | bool | list[str]] = {
@@ -66,7 +68,7 @@ def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_ba
         "logging_nan_inf_filter": False,  # else a loss that is not a number is logged as the last good one
         "save_strategy": "steps",
         "save_steps": config.checkpoints.every_steps,
-        "save_total_limit": 1,  # the supervisor has its own links to those that are being uploaded
+        "save_total_limit": 1,  # the supervisor has its own links to those that it still needs
         "dataloader_num_workers": 0,
         "report_to": "tensorboard" if util.find_spec("tensorboard") else "none",
         "disable_tqdm": True,
@@ -76,6 +78,9 @@ def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_ba
     }
     if hardware.cpu_only:
         flags["use_cpu"] = True
+    if refused := refusals(training.extra_args):
+        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, " ".join(refused))
+    flags |= training.extra_args
     if resume_from:
         flags["resume_from_checkpoint"] = str(resume_from)
     return [word for name, value in flags.items() for word in (f"--{name}", *_words(value))]
@@ -97,24 +102,31 @@ def dtype(tuning: Tuning, hardware: Hardware) -> str:
     return wanted
 
 
-def environment(base: Mapping[str, str], scratch: Path, *, threads: int, events_fd: int, staging: Path) -> dict[str, str]:
+def environment(config: JobConfig, base: Mapping[str, str], scratch: Path, *, events_fd: int, staging: Path) -> dict[str, str]:
     """Environment of the training process: no network, no secrets, all caches in the scratch volume."""
-    return {name: value for name, value in base.items() if not name.startswith(_NOT_INHERITED)} | {
-        EVENTS_FD: str(events_fd),
-        STAGING: str(staging),
-        "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *filter(None, [base.get("PYTHONPATH")])]),
-        "PYTHONUNBUFFERED": "1",
-        "HOME": str(scratch / "home"),
-        "HF_HOME": str(scratch / "cache/huggingface"),
-        "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": str(threads),  # more threads than cores make small models many times slower
-        # Threads that wait sleep instead of spinning: with other work on the cores, spinning made small products four times slower.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    }
+    early = config.training.early_stopping
+    rule = {EARLY_STOPPING: Rule(early.patience, float(early.min_improvement)).encode()} if early else {}
+    kept = {name: value for name, value in base.items() if not name.startswith(_NOT_INHERITED)}
+    return (
+        kept
+        | rule
+        | {
+            EVENTS_FD: str(events_fd),
+            STAGING: str(staging),
+            "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *filter(None, [base.get("PYTHONPATH")])]),
+            "PYTHONUNBUFFERED": "1",
+            "HOME": str(scratch / "home"),
+            "HF_HOME": str(scratch / "cache/huggingface"),
+            "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": str(config.cpu_threads),  # more threads than cores make small models many times slower
+            # Threads that wait sleep instead of spinning: with other work on the cores, spinning made small products four times slower.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        }
+    )
 
 
 def _tuning(tuning: Tuning, hardware: Hardware) -> dict[str, str | int | bool | list[str]]:

@@ -20,12 +20,16 @@ class Kind(StrEnum):
     EVALUATED = "evaluated"
     SAVING = "saving"
     SAVED = "saved"
+    ANSWERING = "answering"
     END = "end"
 
 
 @dataclass(frozen=True)
 class Event:
-    """`step` of `total_steps`; `values` are the trainer's log values under its own names; `path` is the staged checkpoint of SAVED."""
+    """`step` of `total_steps`; `values` are the trainer's log values under its own names; `path` is the staged checkpoint of SAVED.
+
+    `final`: nothing is left to train after this checkpoint, because it is the last step or because the training stopped early.
+    """
 
     kind: Kind
     step: int
@@ -34,6 +38,7 @@ class Event:
     values: dict[str, float] = field(default_factory=dict)
     memory_gib: float = 0.0
     path: str = ""
+    final: bool = False
 
     def encode(self) -> str:
         """One line without its end. Values that are not finite are written as NaN and Infinity."""

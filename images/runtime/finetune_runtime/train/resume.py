@@ -18,7 +18,7 @@ class Candidate:
     @property
     def finished(self) -> bool:
         """Nothing is left to train. ms-swift would train one step too many if it were resumed."""
-        return self.step >= self.manifest.total_steps > 0
+        return self.manifest.final or self.step >= self.manifest.total_steps > 0
 
     @property
     def micro_batch(self) -> int:

@@ -3,26 +3,30 @@
 import logging
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 
 from finetune_runtime import artefacts
-from finetune_runtime.contract.artefact import ADAPTER_DIR, CHAT_TEMPLATE_FILE, Kind, Manifest
+from finetune_runtime.contract.artefact import ADAPTER_DIR, CHAT_TEMPLATE_FILE, VALIDATION_FILE, Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError, TrainSummary
+from finetune_runtime.report.data import State
 from finetune_runtime.s3.store import Store
 
-from . import adapter, command, events, microbatch, report
-from .checkpoints import Staged, Uploader
+from . import adapter, answers, command, events, leftover, microbatch, report
+from .checkpoints import Staged, Uploader, best
 from .events import Event
 from .inputs import Start
 from .metrics import Metrics
 from .progress import Phase, Reporter
 
 log = logging.getLogger(__name__)
+REPORT_SECONDS = 30.0  # between two uploads of the report while steps are made
 KEPT = "kept"  # below scratch: the newest checkpoint, for the adapter and for going on after an out-of-memory error
 
 
@@ -35,8 +39,14 @@ class Run:
         self._staging = scratch / "staged"
         for directory in (self._output, self._staging, scratch / "home"):
             directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = Metrics()
+        self._tokens_per_step = _tokens_per_step(config, start.dataset)
+        self._metrics = Metrics(self._tokens_per_step)
         self._metrics_file = scratch / "metrics.jsonl"
+        self._answers = scratch / "answers"
+        self._page = report.Page(config, store, scratch / "dataset/report.json", self._metrics_file, self._answers / answers.ANSWERS, str(start.hardware))
+        self._report_lock = Lock()  # so that of two uploads the newer one comes last
+        self._failure = ""
+        self._reported = 0.0  # time of a monotonic clock
         self._begun: tuple[int, float] | None = None  # step and time at which the current process began to train
         self._too_large: list[int] = []
         self.uploader = Uploader(store, config.prefix, config.checkpoints.keep, before=self.upload_report)
@@ -51,8 +61,9 @@ class Run:
         self.summary = TrainSummary(micro_batch=micro)
         if candidate:
             self._finished = candidate.finished
+            self._update(stopped_early=candidate.manifest.final and candidate.step < candidate.manifest.total_steps)
             self.uploader.committed_step = candidate.step
-            self._metrics.restore(start.metrics, candidate.step)
+            self._metrics.restore(start.metrics, candidate.step, micro)
             self._update(step=candidate.step, total_steps=candidate.manifest.total_steps, resumed_from=candidate.step)
             self._update(committed_step=candidate.step, loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
 
@@ -73,11 +84,13 @@ class Run:
 
     def environment(self, base: Mapping[str, str], events_fd: int) -> dict[str, str]:
         """Environment of the training process."""
-        return command.environment(base, self._scratch, threads=self._config.cpu_threads, events_fd=events_fd, staging=self._staging)
+        prompts = answers.offer(self._start.inputs.dataset / VALIDATION_FILE, self._config.training.seed, self._answers)
+        return command.environment(self._config, base, self._scratch, events_fd=events_fd, staging=self._staging) | prompts
 
     def loading(self) -> None:
         """A new training process starts."""
         self._begun = None
+        self._record_command()
         self._reporter.update(phase=Phase.LOADING, step=self.summary.step, total_steps=self.summary.total_steps)
 
     def on_event(self, event: Event) -> None:
@@ -97,8 +110,12 @@ class Run:
                 self._reporter.update(phase=Phase.SAVING)
             case events.Kind.SAVED:
                 self._on_saved(event)
+            case events.Kind.ANSWERING:
+                log.info("the training is over: the model answers validation prompts for the report")
             case events.Kind.EVALUATED | events.Kind.END:
                 self._reporter.update(phase=Phase.TRAINING)
+        if event.kind in {events.Kind.BEGIN, events.Kind.EVALUATED, events.Kind.SAVED}:
+            self._metrics.time_from(event.step, now)
         self._reporter.update(step=event.step, total_steps=event.total_steps, epoch=event.epoch, gpu_memory_gib=event.memory_gib or None)
 
     def shrink(self) -> None:
@@ -116,15 +133,19 @@ class Run:
             )
         log.warning("out of memory with %d rows at a time: going on with %d rows, %d times a step", micro, half, effective // half)
         step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
-        self._metrics.rewind(step)
+        self._metrics.rewind(step, "OutOfMemory", half)
         self._update(micro_batch=half, step=step)
 
     def upload_report(self) -> None:
-        """Metrics and TensorBoard's files, as of the last checkpoint."""
-        report.upload(self._store, self._config.prefix, self._metrics_file, self._output / "runs")
+        """Metrics and TensorBoard's files, as they are on disk, and the page that shows them. Called by two threads. Raises StepError."""
+        with self._report_lock:
+            report.upload(self._store, self._config.prefix, self._metrics_file, self._output / "runs")
+            state = State.FAILED if self._failure else State.COMPLETED if self.summary.adapter else State.TRAINING
+            self._page.upload(self.summary, state, self._failure)
 
-    def give_up(self, patience: float) -> None:
+    def give_up(self, patience: float, failure: str) -> None:
         """Saves what can be saved of a run that failed. Errors are logged: the run's own error is the news."""
+        self._failure = failure
         self._metrics.write(self._metrics_file)
         try:
             self.drain(patience)
@@ -133,20 +154,29 @@ class Run:
             log.warning("the last metrics or checkpoint could not be uploaded: %s", error.message)
 
     def drain(self, patience: float) -> None:
-        """Waits until all checkpoints are committed. Raises StepError."""
+        """Waits until all checkpoints are committed. Raises StepError after `patience` seconds, with what could not be committed left for the next pod."""
         self._reporter.update(phase=Phase.UPLOADING)
-        self.uploader.drain(patience)
-        self._update(committed_step=self.uploader.committed_step)
+        try:
+            self.uploader.drain(patience)
+        except StepError:
+            if staged := self.uploader.waiting:
+                leftover.keep(staged)
+            raise
+        finally:
+            self._update(committed_step=self.uploader.committed_step)
 
     def commit_adapter(self) -> None:
-        """Commits the last checkpoint as the job's result. Raises StepError."""
+        """Commits the last or the best checkpoint as the job's result. Raises StepError."""
         if self.checkpoint is None:
             raise ValueError("there is no checkpoint: the run is not finished")
         config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
-        self._update(loss=adapter.final_loss(self.checkpoint))
+        adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early)
+        step, chosen = self._chosen(self.checkpoint)
+        self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss") or self.summary.eval_loss)
+        self._record_command()
         self._metrics.write(self._metrics_file)
         self.upload_report()
-        adapter.assemble(self.checkpoint, inputs.dataset / CHAT_TEMPLATE_FILE, self._scratch / "adapter", config.model.source)
+        adapter.assemble(chosen, inputs.dataset / CHAT_TEMPLATE_FILE, self._scratch / "adapter", config.model.source)
         details = {
             "loraRank": config.tuning.lora.rank,
             "modelType": inputs.model_type,
@@ -159,13 +189,37 @@ class Run:
             "evalLoss": self.summary.eval_loss,
             "bestStep": self._metrics.best_step(),
             "microBatch": self.summary.micro_batch,
-            "versions": adapter.versions(),
-            "command": ["python3", "-m", "swift.cli.sft", *self.command(resume=False)],
+            "lastStep": self.summary.step,
+            "stoppedEarly": self.summary.stopped_early,
+            "versions": self.summary.versions,
+            "command": shlex.split(self.summary.command),
         }
-        manifest = self._manifest(Kind.ADAPTER, {name: value for name, value in details.items() if value is not None})
+        manifest = self._manifest(Kind.ADAPTER, step, self.summary.eval_loss, {name: value for name, value in details.items() if value is not None})
         ref = artefacts.commit(self._store, self._scratch / "adapter", f"{config.prefix}/{ADAPTER_DIR}", manifest)
         log.info("adapter committed to %s (%s base)", ref.uri, dataset.base_model)
-        self._update(adapter=ref)
+        self._update(adapter=ref, adapter_step=step)
+        try:
+            self.upload_report()
+        except StepError as error:
+            log.warning("the last report page could not be uploaded: %s", error.message)
+
+    def _chosen(self, last: Path) -> tuple[int, Path]:
+        """Step and local directory of the checkpoint that becomes the adapter. The best one may be of an earlier pod, so it comes from storage."""
+        step = int(last.name.rpartition("-")[2])
+        if self._config.checkpoints.use == "Last":
+            return step, last
+        complete = {number: (uri, manifest) for number, uri, manifest in artefacts.checkpoints(self._store, self._config.prefix)}
+        chosen = best({number: manifest.eval_loss for number, (_, manifest) in complete.items()})
+        if chosen is None:
+            log.warning("no checkpoint was taken at an evaluated step: the last one becomes the adapter")
+            return step, last
+        path = self._scratch / "best" / f"checkpoint-{chosen}"
+        artefacts.fetch(self._store, complete[chosen][0], path)
+        log.info("checkpoint %d has the lowest evaluation loss: it becomes the adapter", chosen)
+        return chosen, path
+
+    def _record_command(self) -> None:
+        self._update(command=shlex.join(["python3", "-m", "swift.cli.sft", *self.command(resume=False)]), versions=adapter.versions())
 
     def _on_log(self, event: Event, now: float) -> None:
         loss = event.values.get("loss", 0.0)
@@ -176,6 +230,10 @@ class Run:
             return
         self._metrics.add(event.step, event.epoch, event.values, event.memory_gib, now=now, time=datetime.now(UTC))
         self._update(loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
+        if now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            self._metrics.write(self._metrics_file)
+            self.uploader.report()
         self._reporter.update(
             phase=Phase.TRAINING,
             loss=self.summary.loss,
@@ -191,13 +249,15 @@ class Run:
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(staged, kept / staged.name, copy_function=os.link)
         self.checkpoint = kept / staged.name
-        self._finished = event.step == event.total_steps
+        self._finished = event.final
+        self._update(stopped_early=event.final and event.step < event.total_steps)
         self._metrics.write(self._metrics_file)
-        manifest = self._manifest(Kind.CHECKPOINT, {"microBatch": self.summary.micro_batch})
-        self.uploader.submit(Staged(staged, manifest))
+        details: dict[str, object] = {"microBatch": self.summary.micro_batch}
+        manifest = self._manifest(Kind.CHECKPOINT, event.step, self._metrics.at(event.step, "evalLoss"), details)
+        self.uploader.submit(Staged(staged, manifest.model_copy(update={"final": event.final})))
         self._reporter.update(phase=Phase.TRAINING)
 
-    def _manifest(self, kind: Kind, details: dict[str, object]) -> Manifest:
+    def _manifest(self, kind: Kind, step: int, eval_loss: float | None, details: dict[str, object]) -> Manifest:
         dataset = self._start.dataset
         return Manifest(
             kind=kind,
@@ -206,22 +266,26 @@ class Run:
             base_model=self._config.model.source,
             base_revision=dataset.base_revision,
             dataset_sha256=dataset.dataset_sha256,
-            step=self.summary.step,
+            step=step,
             total_steps=self.summary.total_steps,
-            eval_loss=self.summary.eval_loss,
+            eval_loss=eval_loss,
             details=details,
         )
 
     def _tokens_per_second(self, step: int, now: float) -> float | None:
         """Average since the process began to train, evaluations included; rows are counted as prepare measured them."""
-        tokens = self._start.dataset.details.get("summary", {}).get("tokens", 0)
-        rows = self._start.dataset.details.get("trainRows", 0)
-        if not (tokens and rows and self._begun and step > self._begun[0]):
+        if not (self._tokens_per_step and self._begun and step > self._begun[0]):
             return None
-        return float(tokens / rows * self._config.training.effective_batch_size * (step - self._begun[0]) / (now - self._begun[1]))
+        return self._tokens_per_step * (step - self._begun[0]) / (now - self._begun[1])
 
     def _out_of_memory(self, cause: str, cure: str) -> StepError:
         return StepError(Exit.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY, f"{cause} of {self._start.hardware}: {cure}.")
 
     def _update(self, **fields: object) -> None:
         self.summary = self.summary.model_copy(update=fields)
+
+
+def _tokens_per_step(config: JobConfig, dataset: Manifest) -> float:
+    """On average, as prepare measured the rows; 0: not known."""
+    tokens, rows = dataset.details.get("summary", {}).get("tokens", 0), dataset.details.get("trainRows", 0)
+    return float(tokens / rows * config.training.effective_batch_size) if rows else 0.0

@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import shlex
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from finetune_runtime.contract.config import SCRATCH_DIR, AdapterRef, JobConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult, TrainSummary
 from finetune_runtime.s3.store import Store
 
-from . import diagnosis
+from . import diagnosis, leftover
 from .child import Child, Ended
 from .events import Event, Kind
 from .inputs import committed_adapter, gather
@@ -27,7 +28,8 @@ from .run import Run
 log = logging.getLogger(__name__)
 
 STEP = "train"
-PATIENCE_SECONDS = 600.0  # how long storage may be down at the end before the work since the last committed checkpoint is given up
+# An interrupted pod has the operator's grace of 600 s in all; what storage did not take by then is better kept than cut off.
+INTERRUPTED_PATIENCE_SECONDS = 540.0
 CRASH_PATIENCE_SECONDS = 60.0
 SIGNAL_SECONDS = 0.5  # a signal is noticed this soon at the latest
 
@@ -79,7 +81,8 @@ class Supervisor:
             store = Store(self._config.storage)
             if adapter := self._unless_terminated(lambda: committed_adapter(self._config, store)):
                 return _completed_before(*adapter)
-            for name in ("output", "staged", "kept", "resume", "adapter"):
+            self._unless_terminated(lambda: leftover.commit(self._config, store, self._scratch / "staged", self._scratch / "metrics.jsonl"))
+            for name in ("output", "staged", "kept", "best", "resume", "adapter"):
                 shutil.rmtree(self._scratch / name, ignore_errors=True)  # of a container that ran here before: only storage is trusted
             start = self._unless_terminated(lambda: gather(self._config, store, self._scratch))
             self._run = Run(self._config, store, self._scratch, start, self._reporter)
@@ -101,17 +104,17 @@ class Supervisor:
             if run.diverged:
                 failure = run.diverged
             elif self._terminating:
-                run.drain(PATIENCE_SECONDS)
+                run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
                 return self._interrupted()
             elif diagnosis.out_of_memory(child.tail):
                 self._shrink(run)
             else:
                 failure = diagnosis.crash(return_code, child.tail)
         if failure:
-            run.give_up(CRASH_PATIENCE_SECONDS)
+            run.give_up(CRASH_PATIENCE_SECONDS, failure)
             raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, failure)
         # From here on SIGTERM changes nothing: what is left takes seconds, and it is what the run was for.
-        run.drain(PATIENCE_SECONDS)
+        run.drain(self._config.storage_timeout_seconds)
         run.commit_adapter()
         return StepResult(step=STEP, reason=Reason.COMPLETED, message=_progress(run.summary), train=run.summary)
 
@@ -143,8 +146,8 @@ class Supervisor:
     def _shrink(self, run: Run) -> None:
         try:
             run.shrink()
-        except StepError:
-            run.give_up(CRASH_PATIENCE_SECONDS)
+        except StepError as error:
+            run.give_up(CRASH_PATIENCE_SECONDS, error.message)
             raise
 
     def _unless_terminated(self, work: Callable[[], T]) -> T:
@@ -189,7 +192,11 @@ class Supervisor:
 def _completed_before(manifest: Manifest, adapter: AdapterRef) -> StepResult:
     log.info("%s is complete already", adapter.uri)
     summary = TrainSummary(
-        step=manifest.step,
+        step=manifest.details.get("lastStep", manifest.step),
+        adapter_step=manifest.step,
+        stopped_early=manifest.details.get("stoppedEarly", False),
+        versions=manifest.details.get("versions", {}),
+        command=shlex.join(manifest.details.get("command", [])),
         total_steps=manifest.total_steps,
         committed_step=manifest.step,
         loss=manifest.details.get("trainLoss"),
@@ -202,4 +209,5 @@ def _completed_before(manifest: Manifest, adapter: AdapterRef) -> StepResult:
 
 def _progress(summary: TrainSummary) -> str:
     loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
-    return f"Step {summary.step} of {summary.total_steps}{loss}; step {summary.committed_step} is safe in storage."
+    early = ", stopped early because the evaluation loss no longer fell" if summary.stopped_early else ""
+    return f"Step {summary.step} of {summary.total_steps}{loss}{early}; step {summary.committed_step} is safe in storage."

@@ -3,16 +3,28 @@
 ms-swift loads it with --external_plugins and --callbacks finetune. It must never fail the training for a reason of its own.
 """
 
+import json
+import logging
 import os
 import signal
+import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
 from swift.callbacks import TrainerCallback, callbacks_map
 
+from finetune_runtime.train.answers import ANSWERS, PROMPTS
+from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
+from finetune_runtime.train.plugin.answering import SECONDS, ask
 from finetune_runtime.train.staging import stage
+
+log = logging.getLogger(__name__)
+
+# Seconds after SIGTERM in which an evaluation may come to its end.
+EVALUATION_PATIENCE = float(os.environ.get("FINETUNE_EVALUATION_PATIENCE", "60"))
 
 
 class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is untyped
@@ -22,25 +34,35 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         super().__init__(args, trainer)
         self._events = os.fdopen(int(os.environ[EVENTS_FD]), "w", buffering=1)
         self._staging = Path(os.environ[STAGING])
-        self._stop = False
+        self._prompts = os.environ.get(PROMPTS)
+        self._early = Rule.parse(os.environ.get(EARLY_STOPPING))
+        self._stopped_early = False
+        self._stop_since: float | None = None  # seconds of a monotonic clock: when SIGTERM came
         self._evaluating = False
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks 4-bit weights in an evaluation and then multiplies them without gradients until the
+        # next save: steps in between learn from part of the gradient, and a resumed run, which has not evaluated, learns something else.
+        for module in self.trainer.model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         # Only now is there something to save. Before, SIGTERM ends the process at once, as it should.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._send(Kind.BEGIN, state)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._stop:
+        if self._stop_since is not None:
             control.should_save = True
             control.should_training_stop = True
         if control.should_save and not control.should_evaluate:
             self._send(Kind.SAVING, state)
 
-    def on_prediction_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self._evaluating:
             self._evaluating = True
             self._send(Kind.EVALUATING, state)
+        if self._stop_since is not None and time.monotonic() - self._stop_since > EVALUATION_PATIENCE:
+            self._leave_evaluation(args, state, control)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -48,23 +70,64 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         self._evaluating = False
+        if self._early and self._early.stops([entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]):
+            self._stopped_early = control.should_save = control.should_training_stop = True
         self._send(Kind.SAVING if control.should_save else Kind.EVALUATED, state)
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             path = stage(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._staging)
-            self._send(Kind.SAVED, state, path=str(path))
+            self._send(Kind.SAVED, state, path=str(path), final=self._stopped_early or state.global_step >= state.max_steps)
 
-    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        # The last checkpoint is staged: whatever happens to the answers, nothing is lost.
+        at_its_end = self._stopped_early or state.global_step >= state.max_steps
+        if at_its_end and self._stop_since is None and self._prompts and args.world_size == 1:
+            self._answer(state, Path(self._prompts))
         self._send(Kind.END, state)
 
     def _on_sigterm(self, *_: Any) -> None:
-        self._stop = True
+        self._stop_since = time.monotonic()
 
-    def _send(self, kind: Kind, state: Any, *, values: dict[str, float] | None = None, path: str = "") -> None:
+    def _answer(self, state: Any, prompts: Path) -> None:
+        """Leaves answers to validation prompts for the report page, or a line in the log."""
+        # The time limit is looked at between two tokens; what does not even get there must not hold the job up.
+        watchdog = Timer(2 * SECONDS, os._exit, [0])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            conversations = json.loads(prompts.read_text(encoding="utf-8"))
+            if not conversations:
+                return
+            self._send(Kind.ANSWERING, state)
+            answers = ask(
+                self.trainer.model,
+                self.trainer.template,
+                conversations,
+                step=state.global_step,
+                stop=lambda: self._stop_since is not None,
+                precision=self.trainer.compute_loss_context_manager(),
+            )
+            partial = prompts.with_suffix(".partial")
+            partial.write_text(answers.model_dump_json(by_alias=True), encoding="utf-8")
+            partial.replace(prompts.with_name(ANSWERS))
+        except Exception as error:  # noqa: BLE001  a page without answers is no reason to lose a training
+            log.warning("the report has no answers: %s: %s", type(error).__name__, error)
+        finally:
+            watchdog.cancel()
+
+    def _leave_evaluation(self, args: Any, state: Any, control: Any) -> None:
+        """An evaluation may take longer than an eviction leaves. The step before it is whole, so it is saved from here and the rest left."""
+        self._send(Kind.SAVING, state)
+        self.trainer._save_checkpoint(self.trainer.model, trial=None)  # noqa: SLF001  there is no other way to save in the middle of an evaluation
+        self.on_save(args, state, control)
+        self._send(Kind.END, state)
+        os._exit(0)
+
+    def _send(self, kind: Kind, state: Any, *, values: dict[str, float] | None = None, path: str = "", final: bool = False) -> None:
         if state.is_world_process_zero:
             memory = sum(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())) / 2**30
-            event = Event(kind, state.global_step, state.max_steps, state.epoch or 0.0, values or {}, memory, path)
+            event = Event(kind, state.global_step, state.max_steps, state.epoch or 0.0, values or {}, memory, path, final)
             self._events.write(event.encode() + "\n")
 
 
