@@ -32,8 +32,8 @@ start_forwarder() {
   [ -e "$files.port" ] ||
     die "no loopback port of $2 can be forwarded: $(tail -n 1 "$log")" "see who holds it: ss -ltnp 'sport = :${2%-*}'"
 }
-# Settled: it serves, or it has ended.
-forwarder_settled() { [ -e "$STATE/forwards/$1.port" ] || ! forwarder_pid "$1"; }
+# Settled: it serves, or it has ended. Not by forwarder_pid: just after its start the process still has the command line of this shell.
+forwarder_settled() { [ -e "$STATE/forwards/$1.port" ] || ! kill -0 "$(cat "$STATE/forwards/$1.pid")" 2> /dev/null; }
 
 # The API server's port on 127.0.0.1 stays the same from one `up` to the next, unless somebody else has taken it.
 forward_api() {
