@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import best
+
 # ms-swift's names (transformers' and its own) and ours.
 _NAMES = {
     "loss": "loss",
@@ -96,8 +98,7 @@ class Metrics:
 
     def best_step(self) -> int | None:
         """The step with the lowest evaluation loss."""
-        evaluated = [(record["evalLoss"], step) for step, record in self._records.items() if "evalLoss" in record]
-        return min(evaluated)[1] if evaluated else None
+        return best({step: record.get("evalLoss") for step, record in self._records.items()})
 
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that an upload never reads half of it."""
