@@ -132,3 +132,19 @@ def config(job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None]) 
     made = job_config()
     commit_dataset(made)
     return made
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scratch volume of steps that run in this process."""
+    monkeypatch.setenv("FINETUNE_SCRATCH", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+@pytest.fixture
+def data(sources: Path) -> Path:
+    """The volume data; holds the clinic's rows as train.jsonl."""
+    volume = sources / "pvc/data"
+    volume.mkdir(parents=True)
+    shutil.copy(CLINIC, volume / "train.jsonl")
+    return volume

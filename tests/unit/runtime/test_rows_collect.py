@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from finetune_runtime.labels import IGNORED
 from finetune_runtime.prepare.collect import KEPT_COLUMNS, KEPT_EXAMPLES, KEPT_OF_EACH, Collected, Source, collect
-from finetune_runtime.prepare.encode import IGNORED, Encoded
+from finetune_runtime.prepare.encode import Encoded
 from finetune_runtime.prepare.faults import Fault, RowError
 from finetune_runtime.prepare.report import histogram, percentile
 from finetune_runtime.prepare.rows import Message

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
+from finetune_runtime.labels import IGNORED, prompt_length
 
 from .faults import Fault, RowError
 from .identify import Identity
 from .rows import Message
 
 log = logging.getLogger(__name__)
-
-IGNORED = -100  # label of a token that the loss leaves out
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,7 @@ class Encoded:
 
     def prompt_ids(self) -> list[int]:
         """What stands before the first trainable token of the last assistant turn: the prompt that serving must reproduce."""
-        end = len(self.labels)
-        while end and self.labels[end - 1] == IGNORED:
-            end -= 1
-        while end and self.labels[end - 1] != IGNORED:
-            end -= 1
-        return self.input_ids[:end]
+        return self.input_ids[: prompt_length(self.labels)]
 
 
 class Encoder:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from finetune_runtime.labels import prompt_length
 from finetune_runtime.report.data import Answer, Answers, Turn
 
 SECONDS = 60.0  # for all answers together
 MAX_TOKENS = 96
-_IGNORED = -100  # label of a token that the loss leaves out
 
 
 class InterruptedAnswersError(Exception):
@@ -67,13 +67,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _prompt(template: Any, messages: list[dict[str, str]]) -> list[int]:
     """Token ids before the first token of the last answer that the loss counts."""
     row = template.encode({"messages": [dict(message) for message in messages]})
-    learned = [label != _IGNORED for label in row["labels"]]
-    end = len(learned)
-    while end and not learned[end - 1]:
-        end -= 1
-    while end and learned[end - 1]:
-        end -= 1
-    return list(row["input_ids"][:end])
+    return list(row["input_ids"][: prompt_length(row["labels"])])
 
 
 def _generate(model: Any, template: Any, prompts: list[list[int]], stop: Callable[[], bool]) -> list[str]:
