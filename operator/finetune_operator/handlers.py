@@ -15,7 +15,7 @@ import kopf
 from . import names
 from .api import GROUP, VERSION
 from .kube import Cluster
-from .observe import deployment_view, job_view, pod_view
+from .observe import deployment_view, job_view, pod_view, workload_view
 from .plan.types import Ref
 from .progress import ProgressStore
 from .queue import WorkQueue
@@ -25,6 +25,7 @@ from .status_server import StatusServer, health_app, serve
 from .tls import make_identity
 
 log = logging.getLogger(__name__)
+KUEUE = ("kueue.x-k8s.io", "v1beta2")
 OURS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 _OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"))
 
@@ -128,10 +129,22 @@ def index_pod(namespace: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]
     return {(namespace, view.owner_name): view}
 
 
+@kopf.index(*KUEUE, "workloads", id="workloads")
+def index_workload(namespace: Any, meta: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """Kueue's Workloads by FineTuneJob: those of other Jobs are not ours to look at."""
+    return {(namespace, job): workload_view(body)} if (job := _job_of_workload(meta)) else {}
+
+
 @kopf.index("apps", "v1", "deployments", id="deployments", labels={names.LABEL_ENDPOINT: kopf.PRESENT})
 def index_deployment(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """Deployments by ModelEndpoint."""
     return {(namespace, labels[names.LABEL_ENDPOINT]): deployment_view(body)}
+
+
+def _job_of_workload(meta: Any) -> str:
+    """FineTuneJob whose Kubernetes Job a Workload stands for, by its name; the UID is checked where it is used."""
+    owners = meta.get("ownerReferences") or []
+    return next((names.job_of(o["name"]) for o in owners if o["kind"] == "Job" and o.get("controller")), "")
 
 
 def _enqueue(memo: Any, kind: str, namespace: str, name: str) -> None:
@@ -170,9 +183,19 @@ def job_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | Non
     _child_event(memo, namespace, name, "Job", labels, type)
 
 
+@kopf.on.event(*KUEUE, "workloads")
+def workload_event(memo: Any, namespace: Any, meta: Any, **_: Any) -> None:
+    """A Workload changed."""
+    if job := _job_of_workload(meta):
+        _enqueue(memo, "FineTuneJob", namespace, job)
+
+
 @kopf.on.event("v1", "pods", labels=OURS)
-def pod_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+def pod_event(memo: Any, namespace: Any, name: str, labels: Any, body: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A pod of ours changed."""
+    runtime = cast("Runtime", memo.runtime)
+    if type == "DELETED" and runtime.reconciler and (job := labels.get(names.LABEL_JOB)):
+        runtime.reconciler.graves.bury((namespace, job), pod_view(body))
     _child_event(memo, namespace, name, "Pod", labels, type)
 
 

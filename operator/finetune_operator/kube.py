@@ -80,6 +80,12 @@ class Cluster:
         except GoneError:
             return None
 
+    async def list(self, ref: Ref, namespace: str | None, selector: str) -> list[Body]:
+        """Objects of a kind as they are now, past any cache. `ref.name` is not used; `namespace` None: all of them."""
+        answer = await self._call("get", ref, namespace, label_selector=selector)
+        found: list[Body] = answer.get("items") or []
+        return found
+
     async def create(self, body: Body) -> Body:
         """Create. Raises AlreadyExistsError."""
         return await self._call("create", ref_of(body), body["metadata"].get("namespace"), body=body)
@@ -102,10 +108,11 @@ class Cluster:
         except GoneError:
             return
 
-    async def delete(self, ref: Ref, namespace: str) -> None:
-        """Delete with everything it owns. An object that is gone is fine."""
+    async def delete(self, ref: Ref, namespace: str, uid: str = "") -> None:
+        """Delete with everything it owns, if it is still the object of that UID. An object that is gone is fine."""
+        options = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
         try:
-            await self._call("delete", ref, namespace, name=ref.name, body={"propagationPolicy": "Background"})
+            await self._call("delete", ref, namespace, name=ref.name, body=options)
         except GoneError:
             return
 

@@ -1,6 +1,7 @@
 """Labels, field managers and the names of children: each string stands here once."""
 
 import hashlib
+import re
 from enum import StrEnum
 
 from .api import GROUP
@@ -11,6 +12,7 @@ FIELD_MANAGER = "finetune-operator"
 CANDIDATE_MANAGER = "finetune-operator-candidate"
 
 LABEL_JOB = f"{GROUP}/job"
+LABEL_JOB_UID = f"{GROUP}/job-uid"  # names come back, UIDs do not
 LABEL_ENDPOINT = f"{GROUP}/endpoint"
 LABEL_STEP = f"{GROUP}/step"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
@@ -19,6 +21,10 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
+ANNOTATION_PAUSED = f"{GROUP}/paused"  # a Workload that we, not its administrator, have made inactive
+ANNOTATION_IGNORE_FIT = f"{GROUP}/ignore-gpu-fit"
 ANNOTATION_JOB_NAME = "batch.kubernetes.io/job-name"
 
 CONTAINER = "main"  # the container whose termination message counts
@@ -38,6 +44,20 @@ _SHORT = {Step.PREPARE: "prep", Step.TRAIN: "train"}
 def step_job(job: str, step: Step, attempt: int) -> str:
     """Name of the Kubernetes Job of one attempt: at most 52 + 11 characters, the limit for names of Jobs."""
     return f"{job}-{_SHORT[step]}-{attempt}"
+
+
+_STEP_JOB = re.compile(rf"^(.+)-({'|'.join(_SHORT.values())})-\d+$")
+
+
+def job_of(step_job_name: str) -> str:
+    """FineTuneJob that a Kubernetes Job's name was made from; empty when it is none of ours."""
+    found = _STEP_JOB.match(step_job_name)
+    return found[1] if found else ""
+
+
+def memory_label(gpu_resource: str) -> str:
+    """Label in which NVIDIA's GPU feature discovery tells the memory (MiB) of one of these GPUs, also of a MIG slice."""
+    return f"{gpu_resource}.memory"
 
 
 def config_map(job: str) -> str:

@@ -23,6 +23,20 @@ class JobView:
     failure: str  # message of the Failed condition
     finished_at: str
     deleting: bool
+    uid: str = ""
+    suspended_at: str = ""  # when its controller took note of the suspension; empty while it is not suspended
+    pods: int = 0  # active and terminating ones, as its controller counts them
+    queue: str = ""  # Kueue's LocalQueue; empty: spec.suspend is ours alone
+
+    @property
+    def live(self) -> bool:
+        """Whether pods of it run or may still come."""
+        return not (self.complete or self.failed or self.deleting)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is suspended and its controller has seen its last pod end."""
+        return self.suspended and bool(self.suspended_at) and self.pods == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,38 @@ class PodView:
     unschedulable: str
     restarts: int
     ended: Ended | None
+    job_uid: str = ""  # FineTuneJob that it works for
+    disruption: str = ""  # why it is taken away, in Kubernetes' words
+    gone: bool = False  # deleted; this is what was seen last
+
+    @property
+    def alive(self) -> bool:
+        """Whether its containers may still run."""
+        return not self.gone and self.phase not in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadView:
+    """Kueue's Workload of a Kubernetes Job."""
+
+    name: str
+    job_uid: str  # Kubernetes Job
+    active: bool
+    paused: bool  # by us, for spec.suspend
+    reserved: bool
+    reason: str  # why there is or is no quota, in Kueue's words
+    message: str
+    evicted: str  # reason of the last eviction; empty while it is not evicted
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What of a node decides whether a training fits."""
+
+    name: str
+    labels: Mapping[str, str]
+    gpus: int  # allocatable of the resource that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +132,7 @@ def job_view(raw: Raw) -> JobView:
     failed = conditions.get("Failed", {})
     complete = conditions.get("Complete", {})
     last = failed if failed.get("status") == "True" else complete
+    status, suspended = raw.get("status") or {}, conditions.get("Suspended", {})
     return JobView(
         name=meta["name"],
         owner_uid=owner_uid(raw),
@@ -97,6 +144,10 @@ def job_view(raw: Raw) -> JobView:
         failure=failed.get("message", ""),
         finished_at=last.get("lastTransitionTime", ""),
         deleting="deletionTimestamp" in meta,
+        uid=meta["uid"],
+        suspended_at=suspended.get("lastTransitionTime", "") if suspended.get("status") == "True" else "",
+        pods=status.get("active", 0) + status.get("terminating", 0),
+        queue=labels.get(names.LABEL_QUEUE, ""),
     )
 
 
@@ -119,7 +170,7 @@ def pod_view(raw: Raw) -> PodView:
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     waiting = [w for s in statuses if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating")]
     conditions = _conditions(raw)
-    scheduled = conditions.get("PodScheduled", {})
+    scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     return PodView(
         name=meta["name"],
         uid=meta["uid"],
@@ -136,7 +187,32 @@ def pod_view(raw: Raw) -> PodView:
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         restarts=sum(s.get("restartCount", 0) for s in statuses),
         ended=_ended(statuses),
+        job_uid=labels.get(names.LABEL_JOB_UID, ""),
+        disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )
+
+
+def workload_view(raw: Raw) -> WorkloadView:
+    """View of a kueue.x-k8s.io/v1beta2 Workload."""
+    meta, conditions = raw["metadata"], _conditions(raw)
+    quota, evicted = conditions.get("QuotaReserved", {}), conditions.get("Evicted", {})
+    return WorkloadView(
+        name=meta["name"],
+        job_uid=owner_uid(raw),
+        active=raw["spec"].get("active", True),
+        paused=(meta.get("annotations") or {}).get(names.ANNOTATION_PAUSED) == "true",
+        reserved=quota.get("status") == "True",
+        reason=quota.get("reason", ""),
+        message=quota.get("message", ""),
+        evicted=evicted.get("reason", "") if evicted.get("status") == "True" else "",
+        finished=conditions.get("Finished", {}).get("status") == "True",
+    )
+
+
+def node_view(raw: Raw, resource: str) -> NodeView:
+    """View of a node, with the number of `resource` that it offers."""
+    allocatable = (raw.get("status") or {}).get("allocatable") or {}
+    return NodeView(name=raw["metadata"]["name"], labels=raw["metadata"].get("labels") or {}, gpus=int(allocatable.get(resource, 0)))
 
 
 def deployment_view(raw: Raw) -> DeploymentView:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from finetune_runtime.contract.result import TrainerStatus
 
-from .api.finetunejob import Progress
+from .api.jobstatus import Progress
 
+STALE_AFTER = 300.0
 WINDOW = 64  # (step, time) pairs of one pod that the estimate looks back on
 
 
@@ -80,7 +81,7 @@ class ProgressStore:
             updated_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
-    def latest(self, key: tuple[str, str]) -> Progress | None:
+    def latest(self, key: tuple[str, str], now: float) -> Progress | None:
         """Last report of a job; None when this process has seen none."""
         track = self._tracks.get(key)
         return track.latest if track else None

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,8 +15,10 @@ from .api.meta import Condition, ConditionType, Owner
 from .api.modelendpoint import ModelEndpoint
 from .apply import Applier
 from .build.endpoint import endpoint_name
+from .graves import Graves
 from .kube import ApiError, Cluster, GoneError
-from .names import FIELD_MANAGER
+from .names import ANNOTATION_IGNORE_FIT, FIELD_MANAGER
+from .nodes import Nodes
 from .observe import DeploymentView, JobView, PodView, owner_uid
 from .plan import endpoint as endpoint_plan
 from .plan import job as job_plan
@@ -57,6 +59,7 @@ class Caches:
     jobs: Store
     pods: Store
     deployments: Store
+    workloads: Store
 
 
 def _all(store: Store, namespace: str, name: str) -> tuple[Any, ...]:
@@ -82,9 +85,14 @@ def _readable(conditions: Iterable[Mapping[str, Any]]) -> list[Condition]:
 class Reconciler:
     """Brings objects to their goal, one round at a time."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, caches: Caches, progress: ProgressStore, ca: str = "") -> None:
-        self._cluster, self._settings, self._caches, self._progress, self._ca = cluster, settings, caches, progress, ca
-        self.applier = Applier(cluster)
+    def __init__(
+        self, cluster: Cluster, settings: Settings, caches: Caches, progress: ProgressStore, ca: str = "", now: Callable[[], float] = time.time
+    ) -> None:
+        """`now` is the clock in seconds since the epoch."""
+        self._cluster, self._settings, self._caches, self._progress, self._ca, self._now = cluster, settings, caches, progress, ca, now
+        self.applier = Applier(cluster, now)
+        self.graves = Graves()
+        self._nodes = Nodes(cluster, now)
         # What we wrote last. The watch may still show an older state, and a decision on that could undo a record.
         self._written: dict[Key, Mapping[str, Any]] = {}
 
@@ -110,6 +118,7 @@ class Reconciler:
         raw = self._newest(key, self._caches.finetunejobs)
         if raw is None:
             self._progress.forget((key.namespace, key.name))
+            self.graves.forget((key.namespace, key.name))
             return None
         owner = _owner(key.kind, raw)
         try:
@@ -117,27 +126,35 @@ class Reconciler:
         except ValidationError as error:
             await self._refuse(owner, raw, error)
             return None
-        if is_final(job.status.conditions):
-            return None
-        jobs: tuple[JobView, ...] = _all(self._caches.jobs, key.namespace, key.name)
-        mine = tuple(j for j in jobs if j.owner_uid == owner.uid)
-        pods: tuple[PodView, ...] = _all(self._caches.pods, key.namespace, key.name)
-        state = JobState(
+        state = await self._observe_job(key, raw, owner, job)
+        plan = job_plan.decide(state, self._settings, self._now())
+        conflicts = await self.applier.execute(plan, owner)
+        if conflicts:
+            plan = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        await self._report(key, owner, raw, job.status.conditions, plan)
+        return plan.requeue_after or (None if is_final(job.status.conditions) else RESYNC)
+
+    async def _observe_job(self, key: Key, raw: Mapping[str, Any], owner: Owner, job: FineTuneJob) -> JobState:
+        at = (key.namespace, key.name)
+        jobs: tuple[JobView, ...] = tuple(j for j in _all(self._caches.jobs, *at) if j.owner_uid == owner.uid)
+        pods: tuple[PodView, ...] = tuple(p for p in _all(self._caches.pods, *at) if p.job_uid == owner.uid)
+        here = {p.uid for p in pods}
+        gone = tuple(replace(p, gone=True) for p in self.graves.get(at) if p.job_uid == owner.uid and p.uid not in here)
+        uids = {j.uid for j in jobs}
+        asks = job_plan.asks_for_nodes(job.spec, job.status, jobs)
+        return JobState(
             owner=owner,
             spec=job.spec,
             status=job.status,
-            jobs=mine,
-            pods=tuple(p for p in pods if p.parent in {j.name for j in mine}),
+            jobs=jobs,
+            pods=(*pods, *gone),
+            workloads=tuple(w for w in _all(self._caches.workloads, *at) if w.job_uid in uids),
+            nodes=await self._nodes.offering(job.spec.resources.gpu_resource) if asks else None,
+            ignore_fit=(raw["metadata"].get("annotations") or {}).get(ANNOTATION_IGNORE_FIT) == "true",
             endpoint=self._endpoint_of(owner, job),
-            progress=self._progress.latest((key.namespace, key.name)),
+            progress=self._progress.latest(at, self._now()),
             ca=self._ca,
         )
-        plan = job_plan.decide(state, self._settings, time.time())
-        conflicts = await self.applier.execute(plan, key.namespace, owner.uid)
-        if conflicts:
-            plan = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, time.time())
-        await self._report(key, owner, raw, job.status.conditions, plan)
-        return plan.requeue_after or RESYNC
 
     def _endpoint_of(self, owner: Owner, job: FineTuneJob) -> EndpointView | None:
         if job.spec.inference is None:
@@ -162,10 +179,10 @@ class Reconciler:
         deployments: tuple[DeploymentView, ...] = _all(self._caches.deployments, key.namespace, key.name)
         pods: tuple[PodView, ...] = _all(self._caches.pods, key.namespace, key.name)
         state = EndpointState(owner=owner, spec=found.spec, status=found.status, deployments=deployments, pods=pods)
-        plan = endpoint_plan.decide(state, self._settings, time.time())
-        conflicts = await self.applier.execute(plan, key.namespace, owner.uid)
+        plan = endpoint_plan.decide(state, self._settings, self._now())
+        conflicts = await self.applier.execute(plan, owner)
         if conflicts:
-            plan = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, time.time())
+            plan = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
         await self._report(key, owner, raw, found.status.conditions, plan)
         return plan.requeue_after or RESYNC
 
@@ -175,7 +192,7 @@ class Reconciler:
         where = ".".join(str(part) for part in first["loc"])
         known: Mapping[str, Any] = raw.get("status") or {}
         before = _readable(known.get("conditions", ()))
-        conditions = Conditions(before, owner.generation, clock.text(time.time()))
+        conditions = Conditions(before, owner.generation, clock.text(self._now()))
         conditions.set(ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, f"{where}: {first['msg']}; does the CRD belong to this operator's version?")
         # Whatever else was recorded stays: it is not ours to forget because this version cannot read the spec.
         status = {**known, "reason": Reason.INVALID_SPEC, "conditions": [c.dump() for c in conditions.all()]}
@@ -194,6 +211,6 @@ class Reconciler:
         for item in events.news(before, after):
             log.info("%s: %s: %s", key, item.reason, item.message)
             try:
-                await self._cluster.create(events.event(owner, item, clock.text(time.time())))
+                await self._cluster.create(events.event(owner, item, clock.text(self._now())))
             except ApiError as error:  # an event that cannot be posted must not hold the work up
                 log.warning("%s: event %s not posted: %s", key, item.reason, error)

@@ -10,7 +10,7 @@ from hack.helm import objects
 ALL = {"get", "list", "watch", "create", "patch", "delete"}
 READ = {"get", "list", "watch"}
 OPERATOR = {
-    "finetune.dev/finetunejobs": READ,
+    "finetune.dev/finetunejobs": READ | {"delete"},
     "finetune.dev/modelendpoints": READ | {"create", "patch"},
     "finetune.dev/finetunejobs/status": {"get", "patch"},
     "finetune.dev/modelendpoints/status": {"get", "patch"},
@@ -21,7 +21,12 @@ OPERATOR = {
     "/services": ALL,
     "/configmaps": {"get", "create", "patch", "delete"},
     "/pods": READ,
+    "kueue.x-k8s.io/workloads": READ | {"patch"},
     "/events": {"create", "patch"},
+}
+ANYWHERE = {  # what knows no namespaces
+    "/finetune-system:finetune-operator:token-review": {"authentication.k8s.io/tokenreviews": {"create"}},
+    "/finetune-system:finetune-operator:nodes": {"/nodes": {"list"}},
 }
 USERS = {"finetune.dev/finetunejobs", "finetune.dev/modelendpoints"}
 
@@ -45,18 +50,18 @@ def test_cluster_scope() -> None:
 
     assert {name: verbs(role) for name, role in roles.items() if ":" in name} == {
         "/finetune-system:finetune-operator": OPERATOR,
-        "/finetune-system:finetune-operator:token-review": {"authentication.k8s.io/tokenreviews": {"create"}},
+        **ANYWHERE,
     }
 
 
-def test_namespaced_scope_leaves_one_right_in_the_whole_cluster() -> None:
+def test_namespaced_scope_leaves_two_rights_in_the_whole_cluster() -> None:
     values = {"rbac": {"scope": "namespaced"}, "watchNamespaces": ["team-a", "team-b"]}
     roles = by_name(rendered(values, "ClusterRole", "Role"))
 
     assert {name: verbs(role) for name, role in roles.items() if "finetune-operator-" not in name} == {
         "team-a/finetune-operator": OPERATOR,
         "team-b/finetune-operator": OPERATOR,
-        "/finetune-system:finetune-operator:token-review": {"authentication.k8s.io/tokenreviews": {"create"}},
+        **ANYWHERE,
     }
 
 
@@ -78,7 +83,8 @@ def test_no_role_has_wildcards_secrets_or_exec(values: dict[str, Any]) -> None:
         for resource, allowed in verbs(role).items():
             assert "*" not in resource
             assert "*" not in allowed
-            assert resource not in {"/secrets", "/pods/exec", "/serviceaccounts/token", "/nodes"}
+            assert resource not in {"/secrets", "/pods/exec", "/serviceaccounts/token"}
+            assert resource != "/nodes" or allowed == {"list"}
             assert not allowed & {"escalate", "bind", "impersonate"}
 
 
@@ -94,6 +100,10 @@ def test_users_get_the_kinds_through_kubernetes_own_roles() -> None:
     assert {verbs(edit)[resource] == ALL | {"update", "deletecollection"} for resource in USERS} == {True}
     assert {verbs(view)[resource] == READ for resource in USERS} == {True}
     assert "patch" not in verbs(edit)["finetune.dev/finetunejobs/status"], "a status is the operator's word"
+
+
+def test_the_right_to_list_nodes_can_be_left_out() -> None:
+    assert [name for name in by_name(rendered({"rbac": {"nodes": False}}, "ClusterRole", "ClusterRoleBinding")) if name.endswith(":nodes")] == []
 
 
 def test_users_roles_can_be_left_out() -> None:

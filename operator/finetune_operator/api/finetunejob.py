@@ -1,15 +1,16 @@
-"""FineTuneJob: runs once, produces one adapter version."""
+"""FineTuneJob: runs once, produces one adapter version. What its author writes; what the operator answers is in jobstatus."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from finetune_runtime.contract.base import Fraction, Model, PositiveFloat, Quantity
-from finetune_runtime.contract.config import AdapterRef
 from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, SecretRef, Storage, Training, Tuning, not_yet, rules
 
-from .meta import NAME_RULES, Condition, ObjectName
+from .jobstatus import FineTuneJobStatus
+from .meta import NAME_RULES, ObjectName
 
+LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
@@ -19,14 +20,17 @@ class Resources(Model):
     model_config = rules(
         not_yet("self.gpus == 1", "training on more than one GPU", ".gpus"),
         not_yet("self.nodes == 1", "training on more than one node", ".nodes"),
-        not_yet("!has(self.gpuMemory)", "the check against the GPU's memory", ".gpuMemory"),
     )
     gpus: int = Field(default=1, ge=1, le=16, description="GPUs of the training pod.")
     nodes: int = Field(default=1, ge=1, le=64, description="Nodes to train on.")
     gpu_resource: str = Field(
         default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU, for example nvidia.com/mig-3g.20gb."
     )
-    gpu_memory: Quantity | None = Field(default=None, description="Memory of one GPU in bytes, where nodes carry no label nvidia.com/gpu.memory.")
+    gpu_memory: Quantity | None = Field(
+        default=None,
+        description="Memory of one GPU in bytes. Absent: read from the nodes' label GPURESOURCE.memory (nvidia.com/gpu.memory), which NVIDIA's GPU "
+        "feature discovery sets.",
+    )
     cpu: Quantity = Field(default="4", description="CPU cores requested for training.")
     memory: Quantity = Field(default="16Gi", description="Memory limit of the training pod in bytes. Loading needs about the size of one weights file.")
     scratch: Quantity = Field(default="100Gi", description="Size limit in bytes of the scratch volume: the base model and two checkpoints.")
@@ -42,8 +46,15 @@ class Resources(Model):
 class Queue(Model):
     """Kueue."""
 
-    name: str = Field(min_length=1, max_length=63, description="LocalQueue to wait in.")
-    priority_class: str = Field(default="", max_length=253, description="WorkloadPriorityClass.")
+    name: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern=LABEL_VALUE,
+        description="LocalQueue of the namespace; training waits until it has quota. Checking the data does not.",
+    )
+    priority_class: str = Field(
+        default="", max_length=63, pattern=f"({LABEL_VALUE})|^$", description="WorkloadPriorityClass: order in the queue, and who is preempted."
+    )
 
 
 class Retries(Model):
@@ -154,10 +165,12 @@ class FineTuneJobSpec(Model):
     model_config = rules(
         *(_fixed(f) for f in ("model", "dataset", "tuning", "training", "resources", "storage", "checkpoints")),
         *(_fixed(f, optional=True) for f in ("queue", "evaluation", "inference")),
-        not_yet("!has(self.queue)", "queueing with Kueue", ".queue"),
         not_yet("!has(self.evaluation)", "the evaluation gate", ".evaluation"),
-        not_yet("!has(self.activeDeadlineSeconds)", "a deadline", ".activeDeadlineSeconds"),
-        not_yet("!has(self.ttlSecondsAfterFinished)", "deletion of finished jobs", ".ttlSecondsAfterFinished"),
+        {
+            "rule": "!has(self.ttlSecondsAfterFinished) || !has(self.inference) || has(self.inference.endpoint)",
+            "message": "ttlSecondsAfterFinished would delete the endpoint together with the job: name the endpoint with inference.endpoint, so that it stays",
+            "fieldPath": ".ttlSecondsAfterFinished",
+        },
         *(
             {
                 "rule": f"!({wish}) || size(self.dataset.validation.sources) > 0 || double(self.dataset.validation.splitRatio) > 0.0",
@@ -184,120 +197,24 @@ class FineTuneJobSpec(Model):
     retries: Retries = Field(default=Retries(), description="What happens after a failure that may pass.")
     evaluation: Evaluation | None = Field(default=None, description="Gate between training and traffic; absent: none.")
     inference: Inference | None = Field(default=None, description="Endpoint that serves the adapter; absent: none.")
-    suspend: bool = Field(default=False, description="Stop the pods after a checkpoint and wait; false again: go on from there.")
-    active_deadline_seconds: int | None = Field(default=None, ge=1, description="Seconds the job may be active before it fails; absent: no limit.")
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, description="Seconds after which a finished job is deleted; absent: never.")
-
-
-class Progress(Model):
-    """How far training is."""
-
-    step: int = Field(default=0, description="Optimizer steps done.")
-    total_steps: int = Field(default=0, description="Optimizer steps of the whole run.")
-    percent: int = Field(default=0, description="Steps done, 0 to 100.")
-    epoch: str | None = Field(default=None, description="Passes over the training rows.")
-    loss: str | None = Field(default=None, description="Last training loss.")
-    eval_loss: str | None = Field(default=None, description="Last evaluation loss.")
-    learning_rate: str | None = Field(default=None, description="Last learning rate.")
-    tokens_per_second: str | None = Field(default=None, description="Training tokens per second.")
-    gpu_memory: str | None = Field(default=None, description="Peak GPU memory in GiB.")
-    eta_seconds: int | None = Field(default=None, description="Estimated seconds until training ends.")
-    updated_at: str | None = Field(default=None, description="When the pod last reported.")
-
-
-class Display(Model):
-    """Short texts for the columns of `kubectl get`."""
-
-    step: str | None = Field(default=None, description="Steps done of all steps, for example 132/480.")
-    eta: str | None = Field(default=None, description="Estimated time left, for example 14m.")
-
-
-class Attempt(Model):
-    """One try of one step."""
-
-    step: str = Field(description="Prepare or Train.")
-    number: int = Field(description="Number of the try, from 1.")
-    started_at: str = Field(default="", description="When its pod was created.")
-    ended_at: str | None = Field(default=None, description="When it ended.")
-    reason: str | None = Field(default=None, description="Why it ended.")
-    message: str | None = Field(default=None, max_length=1024, description="What the pod said.")
-    exit_code: int | None = Field(default=None, description="Exit code of the last pod.")
-    pod: str | None = Field(default=None, description="The last pod.")
-    node: str | None = Field(default=None, description="Node of the last pod.")
-    resumed_from: int | None = Field(default=None, description="Step of the checkpoint it went on from; 0: none.")
-
-
-class DatasetStatus(Model):
-    """What the check of the data found."""
-
-    train_rows: int = Field(default=0, description="Rows to train on.")
-    validation_rows: int = Field(default=0, description="Rows held out.")
-    invalid_rows: int = Field(default=0, description="Rows left out.")
-    tokens: int = Field(default=0, description="Tokens of all training rows.")
-    longest: int = Field(default=0, description="Longest training row in tokens.")
-    sha256: str = Field(default="", description="Digest of the prepared rows.")
-    warnings: list[str] = Field(default=[], max_length=32, description="What you may want to look at.")
-
-
-class RunStatus(Model):
-    """What decided the result: enough to do the same run by hand."""
-
-    config_hash: str = Field(
-        default="", description="Hash of model, dataset, tuning and training as specified. A checkpoint is resumed only under the same one."
+    suspend: bool = Field(
+        default=False, description="Stop the pods after a checkpoint and wait; false again: go on from there. In a queue the quota is given back."
     )
-    report: str = Field(default="", description="S3 URI of the report page: curves, data, command and answers before and after.")
-    dataset_sha256: str = Field(default="", description="Digest of the prepared rows.")
-    model_revision: str = Field(default="", description="Commit of an hf:// model.")
-    model_type: str = Field(default="", description="ms-swift's model type, as given or found.")
-    template: str = Field(default="", description="ms-swift's chat template, as given or found.")
-    micro_batch_size: int | None = Field(default=None, description="Rows per forward pass that training came to.")
-    stopped_early: bool | None = Field(default=None, description="Whether training.earlyStopping ended the training.")
-    command: str | None = Field(default=None, max_length=8192, description="Command line of the training process, quoted for a shell.")
-    versions: dict[str, Annotated[str, Field(max_length=64)]] | None = Field(
-        default=None, max_length=32, description="Versions of the packages that decide what is trained."
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Seconds the job may be active before it fails with DeadlineExceeded; absent: no limit. Time in which it is suspended or waits for "
+        "quota does not count.",
     )
-
-
-class ArtifactStatus(Model):
-    """The committed adapter."""
-
-    adapter: AdapterRef = Field(description="Where it is and the digest of its manifest.")
-    step: int = Field(default=0, description="Optimizer step it was taken at.")
-    loss: str | None = Field(default=None, description="Last training loss.")
-    eval_loss: str | None = Field(default=None, description="Last evaluation loss.")
-
-
-class EndpointStatus(Model):
-    """Where the adapter is served."""
-
-    name: str = Field(description="ModelEndpoint.")
-    url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
-
-
-class FineTuneJobStatus(Model):
-    """Observed state; conditions are the truth, everything else is derived or recorded."""
-
-    observed_generation: int = Field(default=0, description="Generation of the spec that this status was computed from.")
-    phase: str = Field(default="", description="Summary of the conditions: Pending, Preparing, Training, Deploying, Suspended, Succeeded or Failed.")
-    reason: str = Field(default="", description="Reason of the condition that matters now.")
-    message: str = Field(default="", max_length=32768, description="Message of the condition that matters now.")
-    start_time: str | None = Field(default=None, description="When the operator first saw the job.")
-    completion_time: str | None = Field(default=None, description="When the job succeeded or failed.")
-    attempt: int = Field(default=0, description="Current try of training.")
-    attempts: list[Attempt] = Field(default=[], max_length=10, description="The last 10 tries.")
-    failures: dict[str, int] = Field(default={}, max_length=4, description="Failed tries that count against retries.limit, by step.")
-    interruptions: int = Field(default=0, description="Pods that ended early with their checkpoint committed.")
-    progress: Progress | None = Field(default=None, description="How far training is.")
-    display: Display | None = Field(default=None, description="Texts for the columns of kubectl get.")
-    dataset: DatasetStatus | None = Field(default=None, description="What the check of the data found.")
-    run: RunStatus | None = Field(default=None, description="What decided the result: command, versions, revisions and digests.")
-    artifact: ArtifactStatus | None = Field(default=None, description="The committed adapter.")
-    endpoint: EndpointStatus | None = Field(default=None, description="Where the adapter is served.")
-    conditions: list[Condition] = Field(
-        default=[],
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Accepted, DataReady, Trained, Deployed, Suspended, Succeeded.",
+    scheduling_timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Seconds a pod may wait for a node, an image, a Secret or a volume before the job fails with what was missing; absent: it waits.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds after which a finished FineTuneJob is deleted with its pods; absent: never. Its artefacts in storage and a named endpoint stay.",
     )
 
 

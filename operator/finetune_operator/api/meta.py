@@ -30,12 +30,17 @@ class ConditionType(StrEnum):
 
     ACCEPTED = "Accepted"
     DATA_READY = "DataReady"
+    FITS = "Fits"
+    QUOTA_RESERVED = "QuotaReserved"
     TRAINED = "Trained"
     DEPLOYED = "Deployed"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     READY = "Ready"
     PROGRESSING = "Progressing"
+    # For tools that know kstatus (helm --wait, Argo CD, Flux): there only while they are true.
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class Condition(Model):

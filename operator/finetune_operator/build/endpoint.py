@@ -4,7 +4,8 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api import API_VERSION
-from finetune_operator.api.finetunejob import ArtifactStatus, FineTuneJobSpec, Inference
+from finetune_operator.api.finetunejob import FineTuneJobSpec, Inference
+from finetune_operator.api.jobstatus import ArtifactStatus
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_operator import names
-from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.finetunejob import FineTuneJobSpec, Queue
 from finetune_operator.api.meta import Owner
 from finetune_operator.names import Step
 from finetune_operator.settings import Settings
@@ -32,9 +32,24 @@ def _sources(spec: FineTuneJobSpec, step: Step) -> list[str]:
     return [spec.model.source, *(d.source for d in data)] if step is Step.PREPARE else [spec.model.source]
 
 
-def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step, attempt: int, *, suspend: bool = False) -> dict[str, Any]:
-    """Job of one attempt of one step."""
+def _affinity(label: str, minimum: int) -> dict[str, Any]:
+    """Keep off nodes whose GPUs are known to be smaller; nodes that say nothing of theirs stay possible."""
+    enough = {"matchExpressions": [{"key": label, "operator": "Gt", "values": [str(minimum - 1)]}]}
+    silent = {"matchExpressions": [{"key": label, "operator": "DoesNotExist"}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [enough, silent]}}}
+
+
+def _queue_labels(queue: Queue | None) -> dict[str, str]:
+    """Labels by which Kueue takes a Job up."""
+    if queue is None:
+        return {}
+    return {names.LABEL_QUEUE: queue.name, **({names.LABEL_PRIORITY: queue.priority_class} if queue.priority_class else {})}
+
+
+def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step, attempt: int, *, minimum_mebibytes: int | None = None) -> dict[str, Any]:
+    """Job of one attempt of one step. `minimum_mebibytes`: memory that a GPU must have, where its node tells."""
     train = step is Step.TRAIN
+    queue = _queue_labels(spec.queue) if train else {}
     volumes, mounts = source_volumes(_sources(spec, step))
     resources: dict[str, Any] = PREPARE_RESOURCES
     placement: dict[str, Any] = {}
@@ -51,10 +66,12 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
         if wanted.scratch_claim:
             scratch, scratch_path = {"persistentVolumeClaim": {"claimName": wanted.scratch_claim}}, f"finetune/{owner.uid}"
         placement = {"nodeSelector": wanted.node_selector, "tolerations": wanted.tolerations}
+        if minimum_mebibytes:
+            placement["affinity"] = _affinity(names.memory_label(wanted.gpu_resource), minimum_mebibytes)
     labels = names.labels(
         owner.name,
         step.lower(),
-        **{names.LABEL_JOB: owner.name, names.LABEL_STEP: step, names.LABEL_ATTEMPT: str(attempt)},
+        **{names.LABEL_JOB: owner.name, names.LABEL_JOB_UID: owner.uid, names.LABEL_STEP: step, names.LABEL_ATTEMPT: str(attempt)},
     )
     main = container(
         names.CONTAINER,
@@ -80,9 +97,10 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(owner, names.step_job(owner.name, step, attempt), labels),
+        "metadata": metadata(owner, names.step_job(owner.name, step, attempt), labels | queue),
         "spec": {
-            "suspend": suspend,
+            # A queued Job is started by Kueue alone, when it has quota.
+            "suspend": bool(queue),
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": 0,

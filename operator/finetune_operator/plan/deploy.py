@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune_operator.api.finetunejob import EndpointStatus, FineTuneJobStatus
+from finetune_operator.api.jobstatus import EndpointStatus, FineTuneJobStatus
 from finetune_operator.api.meta import Status
 from finetune_operator.build.endpoint import candidate, endpoint, endpoint_name, proposal
 from finetune_operator.reasons import Reason

@@ -1,6 +1,7 @@
 """What a pod's state means: the cause in one word and a sentence with the cure."""
 
 import re
+import signal
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from finetune_runtime.contract.result import Exit, StepResult
 from finetune_runtime.contract.result import Reason as StepReason
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_SIGNALED = 128  # exit codes above it are signals, by the convention of shells and container runtimes
 _TERMINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID, Exit.OUT_OF_MEMORY)
 
 
@@ -79,6 +81,13 @@ def _words(ended: Ended) -> str:
     return f"{ended.reason or 'Error'} (exit code {ended.exit_code}): {tail[0][:500]}"
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def failure(ended: Ended | None, job_message: str) -> Failure:
     """Classify an attempt that failed, by the exit codes of the contract."""
     if ended is None:
@@ -88,6 +97,9 @@ def failure(ended: Ended | None, job_message: str) -> Failure:
         if ended.reason == "OOMKilled":
             message = "the container used more memory than its limit and was killed: raise spec.resources.memory"
             return Failure(Reason.HOST_OUT_OF_MEMORY, message, code, terminal=False, counts=True)
+        if code > _SIGNALED:
+            message = f"the container was killed by {_signal(code - _SIGNALED)}: the node ran out of memory, or the time to end was over"
+            return Failure(Reason.KILLED, message, code, terminal=False, counts=True)
         return Failure(Reason.POD_FAILED, _words(ended), code, terminal=False, counts=True)
     counts = code not in (Exit.STORAGE_UNAVAILABLE, Exit.INTERRUPTED)
     reason = found.reason if found.reason != StepReason.COMPLETED else Reason.POD_FAILED

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from finetune_operator.api.meta import Condition, ConditionType, Status
+from finetune_operator.reasons import Reason
 
 MAX_MESSAGE = 4096
 
@@ -26,6 +27,13 @@ class Conditions:
         """Forget a condition that no longer applies."""
         self._items.pop(kind, None)
 
+    def only_if(self, true: bool, kind: ConditionType, cause: Condition | None) -> None:
+        """State a condition that is there only while it is true, with the reason of its cause."""
+        if true and cause:
+            self.set(kind, "True", cause.reason, cause.message)
+        else:
+            self.drop(kind)
+
     def get(self, kind: ConditionType) -> Condition | None:
         """A condition as it stands."""
         return self._items.get(kind)
@@ -41,13 +49,37 @@ class Conditions:
         return sorted(self._items.values(), key=lambda c: order.index(ConditionType(c.type)) if c.type in order else len(order))
 
 
-_PATH = (ConditionType.ACCEPTED, ConditionType.DATA_READY, ConditionType.TRAINED, ConditionType.DEPLOYED)
+_PATH = (
+    ConditionType.ACCEPTED,
+    ConditionType.DATA_READY,
+    ConditionType.FITS,
+    ConditionType.QUOTA_RESERVED,
+    ConditionType.TRAINED,
+    ConditionType.DEPLOYED,
+)
 _PHASES = {
     ConditionType.ACCEPTED: "Pending",
     ConditionType.DATA_READY: "Preparing",
+    ConditionType.FITS: "Pending",
+    ConditionType.QUOTA_RESERVED: "Queued",
     ConditionType.TRAINED: "Training",
     ConditionType.DEPLOYED: "Deploying",
 }
+
+
+def _pending(conditions: Conditions) -> Condition | None:
+    """The first step on the path that is not done."""
+    trained = conditions.get(ConditionType.TRAINED)
+    for kind in _PATH:
+        found = conditions.get(kind)
+        if found is None or found.status == "True":
+            continue
+        if kind is ConditionType.FITS and found.status == "Unknown":
+            continue  # nothing to compare with, which holds nobody up
+        if kind is ConditionType.QUOTA_RESERVED and trained and trained.reason == Reason.STOPPING:
+            continue  # the quota is gone, but the pod still commits its checkpoint: it is not queued yet
+        return found
+    return None
 
 
 def deciding(conditions: Conditions) -> Condition | None:
@@ -58,7 +90,7 @@ def deciding(conditions: Conditions) -> Condition | None:
     suspended = conditions.get(ConditionType.SUSPENDED)
     if suspended and suspended.status != "False":
         return suspended
-    return next((c for kind in _PATH if (c := conditions.get(kind)) and c.status != "True"), succeeded)
+    return _pending(conditions) or succeeded
 
 
 def phase(conditions: Conditions) -> str:
@@ -68,13 +100,26 @@ def phase(conditions: Conditions) -> str:
         return "Succeeded" if succeeded.status == "True" else "Failed"
     if conditions.is_true(ConditionType.SUSPENDED):
         return "Suspended"
-    for kind in _PATH:
-        found = conditions.get(kind)
-        if found is None or found.status != "True":
-            return _PHASES[kind]
-    return "Deploying"
+    if (found := _pending(conditions)) is None:
+        return "Deploying"
+    return _PHASES[ConditionType(found.type)]
 
 
 def is_final(conditions: Iterable[Condition]) -> bool:
     """Whether a job has succeeded or failed. Terminal stays terminal."""
     return any(c.type == ConditionType.SUCCEEDED and c.status != "Unknown" for c in conditions)
+
+
+def summarize(conditions: Conditions, *, suspended: bool) -> None:
+    """State Reconciling and Stalled, which kstatus reads: helm --wait, Argo CD and Flux wait for the one and fail on the other.
+
+    Both are there only while they are true, as kstatus wants it; a job that is suspended as its spec says is at its goal.
+    """
+    shown, succeeded = deciding(conditions), conditions.get(ConditionType.SUCCEEDED)
+    fits, ended = conditions.get(ConditionType.FITS), succeeded.status if succeeded else "Unknown"
+    # A job that does not fit, or whose names are taken, cannot go on by itself although it has not failed.
+    stuck = not conditions.is_true(ConditionType.ACCEPTED) or (fits is not None and fits.status == "False")
+    stalled = ended == "False" or (ended == "Unknown" and stuck)
+    at_goal = ended == "True" or (suspended and conditions.is_true(ConditionType.SUSPENDED))
+    conditions.only_if(stalled, ConditionType.STALLED, shown)
+    conditions.only_if(not stalled and not at_goal, ConditionType.RECONCILING, shown)

@@ -1,16 +1,16 @@
 """Where one step (prepare or train) stands, read from its recorded attempts, its Kubernetes Jobs and their pods."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from finetune_operator import clock
-from finetune_operator.api.finetunejob import Attempt, Retries
+from finetune_operator.api.finetunejob import Retries
+from finetune_operator.api.jobstatus import Attempt
 from finetune_operator.names import Step
 from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
-from finetune_runtime.contract.result import Reason as StepReason
 
 from .faults import Failure, failure, result, waiting
 
@@ -38,7 +38,8 @@ class StepState:
     message: str
     record: Attempt | None = None  # newest attempt, to be written to the status
     failures: int = 0
-    interruptions: int = 0  # found now, in addition to those recorded
+    replaced: bool = False  # the pod of the attempt was taken away since the last record, and another one stands in
+    pod: PodView | None = None  # newest pod of the attempt
     result: StepResult | None = None
     retry_in: float | None = None  # seconds
 
@@ -49,7 +50,7 @@ def backoff(retries: Retries, failures: int) -> float:
 
 
 def _newest(pods: Iterable[PodView]) -> PodView | None:
-    return max(pods, key=lambda p: (p.created_at, p.ended is None, p.name), default=None)
+    return max(pods, key=lambda p: (not p.gone, p.created_at, p.ended is None, p.name), default=None)
 
 
 def _after_failure(record: Attempt, failures: int, retries: Retries, now: float, *, waited: int) -> StepState:
@@ -76,63 +77,110 @@ def _failed(failed: Failure, record: Attempt, failures: int, retries: Retries, n
     return _after_failure(record, failures, retries, now, waited=record.number)
 
 
-def _running(record: Attempt, pod: PodView | None, failures: int, interruptions: int) -> StepState:
+def _interruption(pod: PodView, preempted: str) -> str:
+    """Why a pod was taken away before it was done; empty when it was not."""
+    if pod.disruption:
+        return pod.disruption
+    if preempted and (pod.deleting or pod.gone):
+        return preempted
+    if pod.ended and pod.ended.exit_code == Exit.INTERRUPTED:
+        return Reason.INTERRUPTED
+    return ""
+
+
+def _running(record: Attempt, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
     """The newest attempt is under way."""
-    if pod is None:
-        return StepState(Stand.WAIT, record.number, Reason.PENDING, "waiting for the pod to be created", record, failures, interruptions)
+    if pod is None or pod.gone:
+        return replace(base, reason=Reason.PENDING, message="waiting for the pod to be created")
     if pod.deleting or (pod.ended and pod.ended.exit_code == Exit.INTERRUPTED):
-        message = f"pod {pod.name} was interrupted; a new pod goes on from the newest checkpoint"
-        return StepState(Stand.WAIT, record.number, StepReason.INTERRUPTED, message, record, failures, interruptions)
-    if pod.ended:
-        message = f"pod {pod.name} has ended; waiting for its Kubernetes Job to take note"
-        return StepState(Stand.WAIT, record.number, Reason.RUNNING, message, record, failures, interruptions)
+        why = f" ({record.interrupted_by})" if record.interrupted_by else ""
+        return replace(base, reason=Reason.STOPPING, message=f"pod {pod.name} was interrupted{why} and is ending; a new pod goes on from the newest checkpoint")
+    if pod.ended and not pod.waiting_reason:
+        return replace(base, reason=Reason.RUNNING, message=f"pod {pod.name} has ended; waiting for its Kubernetes Job to take note")
     if fault := waiting(pod):
-        return StepState(Stand.WAIT, record.number, fault.reason, fault.message, record, failures, interruptions)
+        left = None if timeout is None else clock.seconds(pod.created_at) + timeout - now
+        if left is not None and left <= 0:
+            message = f"{fault.message} (waited {timeout} s, as spec.schedulingTimeoutSeconds says)"
+            record = record.model_copy(update={"ended_at": clock.text(now), "reason": fault.reason, "message": message[:1000]})
+            return replace(base, stand=Stand.FAILED, reason=fault.reason, message=message, record=record)
+        return replace(base, reason=fault.reason, message=fault.message, retry_in=left)
     if pod.running:
-        return StepState(Stand.WAIT, record.number, Reason.RUNNING, f"pod {pod.name} runs on node {pod.node}", record, failures, interruptions)
-    return StepState(Stand.WAIT, record.number, Reason.STARTING, f"pod {pod.name} is starting", record, failures, interruptions)
+        return replace(base, reason=Reason.RUNNING, message=f"pod {pod.name} runs on node {pod.node}")
+    return replace(base, reason=Reason.STARTING, message=f"pod {pod.name} is starting")
 
 
-def step_state(step: Step, attempts: list[Attempt], failures: int, jobs: Iterable[JobView], pods: Iterable[PodView], retries: Retries, now: float) -> StepState:
-    """Where `step` stands at `now` (seconds).
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """What decides where a step stands. Nothing in it was seen before, except what is recorded."""
 
-    `attempts` are the recorded ones of all steps, `failures` those of this step that counted, `jobs` and `pods` the
-    ones of this FineTuneJob. Nothing here depends on what was seen before except what is recorded.
-    """
-    recorded = max((a for a in attempts if a.step == step), key=lambda a: a.number, default=None)
-    job = max((j for j in jobs if j.step == step), key=lambda j: j.attempt, default=None)
-    if job is None or (recorded and job.attempt < recorded.number):
-        if recorded is None:
-            return StepState(Stand.START, 1, Reason.PENDING, "")
-        if recorded.ended_at:
-            return _after_failure(recorded, failures, retries, now, waited=recorded.number)
+    step: Step
+    attempts: list[Attempt]  # recorded ones, of all steps
+    failures: int  # recorded ones of this step that counted
+    jobs: tuple[JobView, ...]
+    pods: tuple[PodView, ...]
+    retries: Retries = field(default_factory=Retries)
+    scheduling_timeout: int | None = None  # seconds
+    preempted: str = ""  # why Kueue took the quota back
+
+
+def _missing(view: StepView, recorded: Attempt | None, now: float) -> StepState:
+    """The newest attempt has no Kubernetes Job."""
+    if recorded and recorded.ended_at:
+        state = _after_failure(recorded, view.failures, view.retries, now, waited=recorded.number)
+    elif recorded:
         # Somebody deleted the Job, or our view of it is old. Making the same attempt again is right in both cases:
         # it goes on from the newest checkpoint, and a Job that does exist is left as it is.
-        return StepState(Stand.START, recorded.number, Reason.JOB_DELETED, "the Kubernetes Job is gone; the attempt goes on in a new one", recorded, failures)
+        message = "the Kubernetes Job is gone; the attempt goes on in a new one"
+        state = StepState(Stand.START, recorded.number, Reason.JOB_DELETED, message, recorded, view.failures)
+    else:
+        state = StepState(Stand.START, 1, Reason.PENDING, "")
+    busy = next((p for p in view.pods if p.alive), None)
+    if state.stand is Stand.START and busy:
+        message = f"waiting for pod {busy.name} on node {busy.node or '(none)'} to end: two pods must never work on one job"
+        return replace(state, stand=Stand.WAIT, number=recorded.number if recorded else 1, reason=Reason.TERMINATING, message=message)
+    return state
 
-    mine = [p for p in pods if p.parent == job.name]
+
+def _completed(job: JobView, mine: list[PodView], base: StepState, record: Attempt, view: StepView, now: float) -> StepState:
+    """The Kubernetes Job is complete: its pod's result says what came of it."""
+    done = next((p for p in mine if p.ended and p.ended.exit_code == 0 and result(p.ended)), None)
+    if done and done.ended:
+        found = result(done.ended)
+        ended = record.model_copy(update={"ended_at": done.ended.finished_at or clock.text(now), "reason": Reason.COMPLETED, "exit_code": 0})
+        return replace(base, stand=Stand.DONE, reason=Reason.COMPLETED, message=found.message if found else "", record=ended, result=found)
+    since = clock.seconds(job.finished_at) if job.finished_at else now
+    if now < since + RESULT_PATIENCE:
+        return replace(base, reason=Reason.RUNNING, message="waiting for the result", retry_in=RESULT_PATIENCE)
+    lost = Failure(
+        Reason.RESULT_LOST, "the pod was deleted before its result was read; the next attempt finds what it committed", None, terminal=False, counts=True
+    )
+    return _failed(lost, record, view.failures, view.retries, now, job.finished_at)
+
+
+def step_state(view: StepView, now: float) -> StepState:
+    """Where a step stands at `now` (seconds)."""
+    recorded = max((a for a in view.attempts if a.step == view.step), key=lambda a: a.number, default=None)
+    job = max((j for j in view.jobs if j.step == view.step), key=lambda j: j.attempt, default=None)
+    if job is None or (recorded and job.attempt < recorded.number):
+        return _missing(view, recorded, now)
+
+    mine = [p for p in view.pods if p.parent == job.name]
     pod = _newest(mine)
-    record = recorded if recorded and recorded.number == job.attempt else Attempt(step=step, number=job.attempt)
-    interruptions = int(bool(pod and record.pod and pod.name != record.pod))
+    record = recorded if recorded and recorded.number == job.attempt else Attempt(step=view.step, number=job.attempt)
+    before = next((p for p in mine if p.name == record.pod), None)
+    # A pod that went while nobody looked leaves only what Kueue says.
+    if record.pod and (why := _interruption(before, view.preempted) if before else view.preempted):
+        record = record.model_copy(update={"interrupted_by": why})
+    replaced = bool(pod and record.pod and pod.name != record.pod)
     if pod:
         record = record.model_copy(update={"pod": pod.name, "node": pod.node or record.node, "started_at": record.started_at or pod.created_at})
+    base = StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "", record, view.failures, replaced, pod)
     if job.complete:
-        done = next((p for p in mine if p.ended and p.ended.exit_code == 0 and result(p.ended)), None)
-        if done and done.ended:
-            found = result(done.ended)
-            ended = record.model_copy(update={"ended_at": done.ended.finished_at or clock.text(now), "reason": Reason.COMPLETED, "exit_code": 0})
-            return StepState(Stand.DONE, job.attempt, Reason.COMPLETED, found.message if found else "", ended, failures, interruptions, found)
-        since = clock.seconds(job.finished_at) if job.finished_at else now
-        if now < since + RESULT_PATIENCE:
-            return StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "waiting for the result", record, failures, interruptions, retry_in=RESULT_PATIENCE)
-        lost = Failure(
-            Reason.RESULT_LOST, "the pod was deleted before its result was read; the next attempt finds what it committed", None, terminal=False, counts=True
-        )
-        return _failed(lost, record, failures, retries, now, job.finished_at)
+        return _completed(job, mine, base, record, view, now)
     if job.failed:
         if record.ended_at:
-            return _after_failure(record, failures, retries, now, waited=record.number)
+            return _after_failure(record, view.failures, view.retries, now, waited=record.number)
         last = pod.ended if pod else None
-        state = _failed(failure(last, job.failure), record, failures, retries, now, job.finished_at)
+        state = _failed(failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
         return replace(state, result=result(last) if last else None)
-    return _running(record, pod, failures, interruptions)
+    return _running(record, pod, base, view.scheduling_timeout, now)

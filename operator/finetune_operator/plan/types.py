@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_operator.api.finetunejob import FineTuneJobSpec, FineTuneJobStatus, Progress
+from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.jobstatus import FineTuneJobStatus, Progress
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
-from finetune_operator.observe import DeploymentView, JobView, PodView
+from finetune_operator.observe import DeploymentView, JobView, NodeView, PodView, WorkloadView
 
 Body = dict[str, Any]
 
@@ -27,9 +28,11 @@ class JobState:
     owner: Owner
     spec: FineTuneJobSpec
     status: FineTuneJobStatus
-    created_at: str = ""
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    workloads: tuple[WorkloadView, ...] = ()
+    nodes: tuple[NodeView, ...] | None = None  # those that have the GPUs asked for; None: not known
+    ignore_fit: bool = False  # the annotation that overrides the estimate
     endpoint: EndpointView | None = None
     progress: Progress | None = None
     conflicts: tuple[str, ...] = ()  # children whose names are taken by somebody else's objects
@@ -66,5 +69,6 @@ class Plan:
     propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own
     patch: tuple[tuple[Ref, Body], ...] = ()
     delete: tuple[Ref, ...] = ()
+    expire: bool = False  # delete the object itself
     status: Body = field(default_factory=dict)
     requeue_after: float | None = None

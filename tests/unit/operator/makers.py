@@ -40,7 +40,8 @@ TRAINED = result("train", train={"step": 40, "totalSteps": 40, "resumedFrom": 20
 def job(step: Step, attempt: int = 1, **fields: Any) -> JobView:
     values: dict[str, Any] = {
         "name": step_job("support", step, attempt), "owner_uid": "uid-1", "step": step, "attempt": attempt, "suspended": False, "complete": False,
-        "failed": False, "failure": "", "finished_at": "", "deleting": False,
+        "failed": False, "failure": "", "finished_at": "", "deleting": False, "uid": f"{step}-{attempt}".lower(),
+        "suspended_at": START if fields.get("suspended") else "",
     }  # fmt: skip
     return JobView(**{**values, **fields})
 
@@ -49,7 +50,7 @@ def pod(step: Step, attempt: int = 1, name: str = "", **fields: Any) -> PodView:
     values: dict[str, Any] = {
         "name": name or f"{step_job('support', step, attempt)}-x1", "uid": "pod-uid", "parent": step_job("support", step, attempt), "owner_name": "support",
         "phase": "Pending", "node": "", "created_at": START, "deleting": False, "running": False, "ready": False, "waiting_reason": "", "waiting_message": "",
-        "unschedulable": "", "restarts": 0, "ended": None,
+        "unschedulable": "", "restarts": 0, "ended": None, "job_uid": "uid-1",
     }  # fmt: skip
     return PodView(**{**values, **fields})
 

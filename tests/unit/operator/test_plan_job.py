@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.finetunejob import Progress
+from finetune_operator.api.jobstatus import Progress
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_operator.names import Step
 from finetune_operator.plan.job import decide
@@ -246,14 +246,14 @@ class TestInterruptions:
         assert not second.status["failures"]
         assert second.status["attempt"] == 1
 
-    @pytest.mark.parametrize(("code", "reason"), [(0, "Running"), (10, "Interrupted"), (21, "Running")])
+    @pytest.mark.parametrize(("code", "reason"), [(0, "Running"), (10, "Stopping"), (21, "Running")])
     def test_a_pod_that_ended_before_its_job_took_note_is_not_mistaken(self, code: int, reason: str) -> None:
         plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, phase="Failed", ended=ended(code))))
         assert plan.status["reason"] == reason
 
-    def test_a_pod_that_is_being_deleted_is_shown_as_interrupted(self) -> None:
+    def test_a_pod_that_is_being_deleted_is_shown_as_stopping(self) -> None:
         plan = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, running=True, deleting=True)))
-        assert plan.status["reason"] == "Interrupted"
+        assert plan.status["reason"] == "Stopping"
 
 
 class TestSuspend:

@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,9 @@ NOON = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
 def test_a_full_report_has_the_shape_of_the_trainjob_protocol() -> None:
     progress = Progress(
-        Phase.TRAINING, 132, 480, epoch=0.825, loss=1.08321234, eval_loss=1.25, learning_rate=2.5e-6, tokens_per_second=1234.5, gpu_memory_gib=7.5
-    )
+        Phase.TRAINING, 132, 480, epoch=0.825, loss=1.08321234, eval_loss=1.25, learning_rate=2.5e-6, tokens_per_second=1234.5, gpu_memory_gib=7.5,
+        checkpoint_step=120, resumed_from=0,
+    )  # fmt: skip
     assert progress.report(NOON).dump() == {
         "trainerStatus": {
             "progressPercentage": 27,
@@ -43,6 +45,8 @@ def test_a_full_report_has_the_shape_of_the_trainjob_protocol() -> None:
                 {"name": "learningRate", "value": "2.5e-06"},
                 {"name": "tokensPerSecond", "value": "1234.5"},
                 {"name": "gpuMemoryGiB", "value": "7.5"},
+                {"name": "checkpointStep", "value": "120"},
+                {"name": "resumedFrom", "value": "0"},
                 {"name": "phase", "value": "Training"},
             ],
             "lastUpdatedTime": "2026-11-25T12:00:00Z",
@@ -66,8 +70,9 @@ class Operator:
     status: int = 200
     requests: list[tuple[float, dict[str, str], Any]] = field(default_factory=list)
 
-    def reporter(self, interval: float = 0.05, url: str = "", ca_path: str = "") -> Reporter:
-        return Reporter(Reporting(url=url or self.url, interval_seconds=interval), ca_path=ca_path or self.ca_path, token_path=str(self.token_path))
+    def reporter(self, interval: float = 0.05, url: str = "", ca_path: str = "", heartbeat: float = 60) -> Reporter:
+        reporting = Reporting(url=url or self.url, interval_seconds=interval)
+        return Reporter(reporting, ca_path=ca_path or self.ca_path, token_path=str(self.token_path), heartbeat_seconds=heartbeat)
 
     def has_step(self, step: str) -> bool:
         return step in self.steps()
@@ -160,12 +165,43 @@ def test_reports_keep_their_distance(operator: Operator) -> None:
     assert all(later - earlier >= 0.29 for earlier, later in pairwise(times))
 
 
-def test_nothing_is_sent_while_nothing_changes(operator: Operator) -> None:
+def test_nothing_is_sent_while_nothing_changes_and_no_heartbeat_is_due(operator: Operator) -> None:
     reporter = operator.reporter(interval=0.01)
     eventually(lambda: len(operator.requests) == 1)
     time.sleep(0.3)
     assert len(operator.requests) == 1
     reporter.close()
+
+
+def test_a_pod_that_evaluates_for_long_is_heard_all_the_same(operator: Operator) -> None:
+    reporter = operator.reporter(interval=0.01, heartbeat=0.2)
+    reporter.update(step=7, phase=Phase.EVALUATING)
+    eventually(lambda: operator.steps().count("7") >= 3)
+    reporter.close()
+    times = [when for when, _, body in operator.requests if body["trainerStatus"]["metrics"][0]["value"] == "7"][:-1]
+    assert all(later - earlier >= 0.19 for earlier, later in pairwise(times))
+
+
+def test_updates_of_two_threads_do_not_undo_each_other() -> None:
+    """The uploader tells of commits while the supervisor tells of steps."""
+    reporter = Reporter(Reporting())
+    undone: list[int] = []
+
+    def count(name: str) -> None:
+        for step in range(20000):
+            reporter.update(**{name: step})
+            if getattr(reporter._progress, name) != step:
+                undone.append(step)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=count, args=[name]) for name in ("step", "checkpoint_step")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert undone == []
 
 
 def test_token_and_certificate_may_rotate(operator: Operator, tmp_path: Path) -> None:
@@ -183,7 +219,7 @@ def test_token_and_certificate_may_rotate(operator: Operator, tmp_path: Path) ->
     reporter.close()
 
 
-@pytest.mark.parametrize("status", [302, 307, 401, 500])
+@pytest.mark.parametrize("status", [302, 307, 401, 403, 413, 429, 500, 503])
 def test_a_refusing_operator_is_asked_once_a_report_and_complained_about_once(operator: Operator, status: int, caplog: pytest.LogCaptureFixture) -> None:
     operator.status = status
     with caplog.at_level(logging.WARNING):

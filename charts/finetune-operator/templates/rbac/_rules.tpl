@@ -2,7 +2,8 @@
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  # delete is for ttlSecondsAfterFinished.
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [modelendpoints]
   verbs: [get, list, watch, create, patch]
@@ -29,6 +30,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# Why a job waits for quota; patch is for pausing one that is suspended, by spec.active.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [get, list, watch, patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]

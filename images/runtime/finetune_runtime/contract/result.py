@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .base import Model
 from .config import AdapterRef
+from .model_shape import ModelShape
 
 MAX_MESSAGE_BYTES = 4096  # the kubelet cuts termination messages there
 
@@ -64,6 +65,7 @@ class DataSummary(Model):
     model_revision: str = Field(default="", description="Commit of an hf:// model.")
     model_type: str = ""
     template: str = ""
+    shape: ModelShape | None = Field(default=None, description="Sizes of the model; absent where they cannot be read.")
     warnings: list[str] = []
 
 

@@ -1,0 +1,105 @@
+"""Whether a training fits the GPUs there are: asked once the model is known, before anything is queued."""
+
+from collections.abc import Mapping
+
+from pydantic.alias_generators import to_camel
+
+from finetune_operator import names
+from finetune_operator.api.finetunejob import FineTuneJobSpec, Resources
+from finetune_operator.api.jobstatus import DatasetStatus, EstimateStatus
+from finetune_operator.api.meta import ConditionType
+from finetune_operator.observe import NodeView
+from finetune_operator.reasons import Reason
+from finetune_runtime.contract import sizing
+from finetune_runtime.contract.base import parse_quantity
+from finetune_runtime.contract.model_shape import ModelShape
+
+from .draft import Draft
+
+LOOK_AGAIN = 60.0  # seconds; somebody may add a larger node, or annotate the job
+MIB = 2**20
+
+
+def available(resources: Resources, nodes: tuple[NodeView, ...]) -> tuple[int, str] | None:
+    """(bytes, where) of the largest GPU that the job may use; None when nobody says."""
+    if resources.gpu_memory:
+        return int(parse_quantity(resources.gpu_memory)), "spec.resources.gpuMemory"
+    label, found = names.memory_label(resources.gpu_resource), []
+    for node in nodes:
+        wanted = resources.node_selector.items() <= node.labels.items()
+        if wanted and node.gpus >= resources.gpus and (memory := node.labels.get(label, "")).isdigit():
+            found.append((int(memory) * MIB, f"node {node.name}"))
+    return max(found, default=None)
+
+
+def estimate(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None) -> sizing.Estimate:
+    """Memory of one GPU for this job with the rows at a time that it asks for, or with one where it leaves that to us."""
+    return sizing.estimate(
+        shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training), longest=(data.longest if data else 0) or None,
+        liger=spec.resources.gpus == 1, evaluation=bool(data and data.validation_rows),
+    )  # fmt: skip
+
+
+def _gib(size: float) -> str:
+    return f"{size / sizing.GIB:.1f} GiB"
+
+
+def _mebibytes(size: float) -> str:
+    return f"{round(size / MIB)}Mi"
+
+
+def _too_small(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, needs: int, has: int, where: str) -> str:
+    change = sizing.smallest_change(
+        shape, spec.tuning, spec.training, has, longest=(data.longest if data else 0) or None, liger=spec.resources.gpus == 1,
+        evaluation=bool(data and data.validation_rows),
+    )  # fmt: skip
+    cure = f"in a new job, {change}" if change else "use a GPU with more memory"
+    return (
+        f"training needs about {_gib(needs)} of GPU memory, but the largest GPU has {_gib(has)} ({where}): {cure}; "
+        f"or try it as it is with the annotation {names.ANNOTATION_IGNORE_FIT}=true"
+    )
+
+
+def check_fit(draft: Draft) -> bool:
+    """State Fits. False: the job must not be queued."""
+    spec, status, conditions = draft.seen.spec, draft.status, draft.conditions
+    shape, data = status.model, status.dataset
+    if shape is None:
+        message = "the model's files do not say how large its layers are, so its need of GPU memory is not estimated"
+        conditions.set(ConditionType.FITS, "Unknown", Reason.MODEL_SHAPE_UNKNOWN, message)
+        return True
+    found = estimate(shape, spec, data)
+    has = available(spec.resources, draft.seen.nodes or ())
+    parts: Mapping[str, int] = found.parts
+    shown = EstimateStatus(
+        required=_mebibytes(found.required),
+        available=_mebibytes(has[0]) if has else None,
+        parts={to_camel(name): _mebibytes(size) for name, size in parts.items() if size >= MIB / 2},
+    )
+    draft.update(estimate=shown)
+    if has is None:
+        message = (
+            f"training needs about {_gib(found.required)} of GPU memory; no node that offers {spec.resources.gpu_resource} carries the label "
+            f"{names.memory_label(spec.resources.gpu_resource)}, so there is nothing to compare it with: set spec.resources.gpuMemory to have it checked"
+        )
+        conditions.set(ConditionType.FITS, "Unknown", Reason.GPU_MEMORY_UNKNOWN, message)
+        return True
+    memory, where = has
+    if found.required <= memory:
+        conditions.set(ConditionType.FITS, "True", Reason.FITS, f"training needs about {_gib(found.required)} of {_gib(memory)} of GPU memory ({where})")
+        return True
+    if draft.seen.ignore_fit:
+        message = f"training needs about {_gib(found.required)} of {_gib(memory)} of GPU memory ({where}); it is tried all the same, as the annotation says"
+        conditions.set(ConditionType.FITS, "Unknown", Reason.FIT_IGNORED, message)
+        return True
+    conditions.set(ConditionType.FITS, "False", Reason.GPU_TOO_SMALL, _too_small(shape, spec, data, found.required, memory, where))
+    draft.requeue(LOOK_AGAIN)
+    return False
+
+
+def minimum_mebibytes(draft: Draft) -> int | None:
+    """Memory (MiB) that a node's label must at least say, for the node affinity; None where no choice is to be made."""
+    estimated = draft.status.estimate
+    if estimated is None or draft.seen.ignore_fit:
+        return None
+    return round(parse_quantity(estimated.required) / MIB)
