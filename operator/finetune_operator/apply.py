@@ -1,7 +1,5 @@
 """Carries out plans: the only place that changes objects other than by their status."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 
@@ -9,15 +7,11 @@ from . import names
 from .api import API_VERSION
 from .api.meta import Owner
 from .kube import AlreadyExistsError, Cluster, ref_of
-from .observe import job_view, owner_uid, pod_view
+from .observe import owner_uid
 from .plan.types import Body, Plan, Ref
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
 TRUST = 300.0
-
-
-class StillBusyError(Exception):
-    """A job is worked on by somebody whom our caches did not show."""
 
 
 class Applier:
@@ -25,7 +19,7 @@ class Applier:
 
     def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.time) -> None:
         self._cluster, self._clock = cluster, clock
-        self._applied: dict[tuple[str, Ref], tuple[str, float]] = {}
+        self._applied: dict[tuple[str, Ref], tuple[Body, float]] = {}
 
     def forget(self, namespace: str, ref: Ref) -> None:
         """An object was deleted or edited by somebody: apply it again next time."""
@@ -45,8 +39,6 @@ class Applier:
         if conflicts:
             return conflicts
         for body in plan.create:
-            if body["kind"] == "Job":
-                await self._check_alone(body, namespace, uid)
             try:
                 await self._cluster.create(body)
             except AlreadyExistsError:
@@ -59,31 +51,14 @@ class Applier:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)
         return conflicts
 
-    async def _check_alone(self, body: Body, namespace: str, uid: str) -> None:
-        """Nothing else may work on a job when a Job of it is made. Asked of the API server itself, because caches may be behind.
-
-        Raises StillBusyError; the round is tried again.
-        """
-        name, mine = body["metadata"]["name"], f"{names.LABEL_JOB_UID}={uid}"
-        jobs = [job_view(raw) for raw in await self._cluster.list(Ref("batch/v1", "Job", ""), namespace, mine)]
-        if any(job.name == name and not job.deleting for job in jobs):
-            return  # made before, by us; nothing will come of making it again
-        for job in jobs:
-            if job.live:
-                raise StillBusyError(f"Kubernetes Job {job.name} is still under way")
-        for raw in await self._cluster.list(Ref("v1", "Pod", ""), namespace, mine):
-            if (pod := pod_view(raw)).alive:
-                raise StillBusyError(f"pod {pod.name} has not ended yet")
-
     async def _apply(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> None:
         ref = ref_of(body)
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        known, since = self._applied.get((namespace, ref), ("", 0.0))
-        if known == digest and 0 <= self._clock() - since < TRUST:
+        known, since = self._applied.get((namespace, ref), ({}, 0.0))
+        if known == body and 0 <= self._clock() - since < TRUST:
             return
         if await self._check_owner(body, namespace, uid, conflicts):
             await self._cluster.apply(body, names.FIELD_MANAGER)
-            self._applied[namespace, ref] = (digest, self._clock())
+            self._applied[namespace, ref] = (body, self._clock())
 
     async def _check_owner(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> bool:
         """Whether an object is ours or missing; else it is noted as a conflict.

@@ -15,11 +15,12 @@ import kopf
 from . import names
 from .api import GROUP, VERSION
 from .kube import Cluster
+from .objects import Key
 from .observe import deployment_view, job_view, pod_view, workload_view
 from .plan.types import Ref
 from .progress import ProgressStore
 from .queue import WorkQueue
-from .reconcile import Caches, Key, Reconciler
+from .reconcile import Caches, Reconciler
 from .settings import Settings
 from .status_server import StatusServer, health_app, serve
 from .tls import make_identity
@@ -195,7 +196,7 @@ def pod_event(memo: Any, namespace: Any, name: str, labels: Any, body: Any, type
     """A pod of ours changed."""
     runtime = cast("Runtime", memo.runtime)
     if type == "DELETED" and runtime.reconciler and (job := labels.get(names.LABEL_JOB)):
-        runtime.reconciler.graves.bury((namespace, job), pod_view(body))
+        runtime.reconciler.children.graves.bury((namespace, job), pod_view(body))
     _child_event(memo, namespace, name, "Pod", labels, type)
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,11 +15,12 @@ from .api.meta import Condition, ConditionType, Owner
 from .api.modelendpoint import ModelEndpoint
 from .apply import Applier
 from .build.endpoint import endpoint_name
-from .graves import Graves
+from .children import Children, Offspring, Store
 from .kube import ApiError, Cluster, GoneError
 from .names import ANNOTATION_IGNORE_FIT, FIELD_MANAGER
 from .nodes import Nodes
-from .observe import DeploymentView, JobView, PodView, owner_uid
+from .objects import Key, Objects
+from .observe import DeploymentView, PodView, owner_uid
 from .plan import endpoint as endpoint_plan
 from .plan import job as job_plan
 from .plan.status import Conditions, is_final
@@ -30,24 +31,6 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 RESYNC = 300.0  # seconds after which an object that is under way is looked at without a cause
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """An object that we reconcile."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}"
-
-
-class Store(Protocol):
-    """Read side of a cache: values by (namespace, name of the owner)."""
-
-    def get(self, key: tuple[str, str], default: Any = ..., /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +74,10 @@ class Reconciler:
         """`now` is the clock in seconds since the epoch."""
         self._cluster, self._settings, self._caches, self._progress, self._ca, self._now = cluster, settings, caches, progress, ca, now
         self.applier = Applier(cluster, now)
-        self.graves = Graves()
+        self.children = Children(cluster, caches.jobs, caches.pods, now)
+        self._objects = Objects(cluster, caches.finetunejobs, caches.modelendpoints)
         self._nodes = Nodes(cluster, now)
-        # What we wrote last. The watch may still show an older state, and a decision on that could undo a record.
-        self._written: dict[Key, Mapping[str, Any]] = {}
-
-    def _newest(self, key: Key, store: Store) -> Mapping[str, Any] | None:
-        """The object as it is known best; None when it is gone or going."""
-        seen: Mapping[str, Any] | None = next(iter(_all(store, key.namespace, key.name)), None)
-        if seen is None or "deletionTimestamp" in seen["metadata"]:
-            self._written.pop(key, None)
-            return None
-        ours = self._written.get(key)
-        if ours and ours["metadata"]["uid"] == seen["metadata"]["uid"] and int(ours["metadata"]["resourceVersion"]) > int(seen["metadata"]["resourceVersion"]):
-            return ours
-        self._written.pop(key, None)
-        return seen
+        self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One round. Returns the seconds until the next one is due by itself."""
@@ -115,59 +86,69 @@ class Reconciler:
         return await self._endpoint(key)
 
     async def _job(self, key: Key) -> float | None:
-        raw = self._newest(key, self._caches.finetunejobs)
+        raw = await self._objects.newest(key)
         if raw is None:
-            self._progress.forget((key.namespace, key.name))
-            self.graves.forget((key.namespace, key.name))
+            self._forget(key)
             return None
-        owner = _owner(key.kind, raw)
+        plan = await self._decide(raw, live=False)
+        if plan and plan[1].look:
+            raw = await self._objects.read(key)
+            plan = await self._decide(raw, live=True) if raw else None
+        if raw is None or plan is None:
+            return None
+        state, decided = plan
+        conflicts = await self.applier.execute(decided, state.owner)
+        if conflicts:
+            decided = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        await self._report(key, state.owner, raw, state.status.conditions, decided)
+        return decided.requeue_after or (None if is_final(state.status.conditions) else RESYNC)
+
+    def _forget(self, key: Key) -> None:
+        self._progress.forget((key.namespace, key.name))
+        self.children.forget(self._uids.pop(key, ""), (key.namespace, key.name))
+
+    async def _decide(self, raw: Mapping[str, Any], *, live: bool) -> tuple[JobState, Plan] | None:
+        """What to do about a FineTuneJob; `live`: by what the API server says now. None when it cannot be read."""
+        owner = _owner("FineTuneJob", raw)
+        self._uids[Key(owner.kind, owner.namespace, owner.name)] = owner.uid
         try:
             job = FineTuneJob.model_validate(raw)
         except ValidationError as error:
             await self._refuse(owner, raw, error)
             return None
-        state = await self._observe_job(key, raw, owner, job)
-        plan = job_plan.decide(state, self._settings, self._now())
-        conflicts = await self.applier.execute(plan, owner)
-        if conflicts:
-            plan = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
-        await self._report(key, owner, raw, job.status.conditions, plan)
-        return plan.requeue_after or (None if is_final(job.status.conditions) else RESYNC)
+        children = await (self.children.look(owner) if live else self.children.of(owner))
+        state = await self._observe(owner, raw, job, children)
+        return state, job_plan.decide(state, self._settings, self._now())
 
-    async def _observe_job(self, key: Key, raw: Mapping[str, Any], owner: Owner, job: FineTuneJob) -> JobState:
-        at = (key.namespace, key.name)
-        jobs: tuple[JobView, ...] = tuple(j for j in _all(self._caches.jobs, *at) if j.owner_uid == owner.uid)
-        pods: tuple[PodView, ...] = tuple(p for p in _all(self._caches.pods, *at) if p.job_uid == owner.uid)
-        here = {p.uid for p in pods}
-        gone = tuple(replace(p, gone=True) for p in self.graves.get(at) if p.job_uid == owner.uid and p.uid not in here)
-        uids = {j.uid for j in jobs}
-        asks = job_plan.asks_for_nodes(job.spec, job.status, jobs)
+    async def _observe(self, owner: Owner, raw: Mapping[str, Any], job: FineTuneJob, children: Offspring) -> JobState:
+        at, uids = (owner.namespace, owner.name), {j.uid for j in children.jobs}
+        asks = job_plan.asks_for_nodes(job.spec, job.status, children.jobs)
         return JobState(
             owner=owner,
             spec=job.spec,
             status=job.status,
-            jobs=jobs,
-            pods=(*pods, *gone),
+            jobs=children.jobs,
+            pods=children.pods,
+            live=children.live,
             workloads=tuple(w for w in _all(self._caches.workloads, *at) if w.job_uid in uids),
             nodes=await self._nodes.offering(job.spec.resources.gpu_resource) if asks else None,
             ignore_fit=(raw["metadata"].get("annotations") or {}).get(ANNOTATION_IGNORE_FIT) == "true",
-            endpoint=self._endpoint_of(owner, job),
+            endpoint=await self._endpoint_of(owner, job),
             progress=self._progress.latest(at, self._now()),
             ca=self._ca,
         )
 
-    def _endpoint_of(self, owner: Owner, job: FineTuneJob) -> EndpointView | None:
+    async def _endpoint_of(self, owner: Owner, job: FineTuneJob) -> EndpointView | None:
         if job.spec.inference is None:
             return None
-        name = endpoint_name(owner, job.spec.inference)
-        raw = self._newest(Key("ModelEndpoint", owner.namespace, name), self._caches.modelendpoints)
+        raw = await self._objects.newest(Key("ModelEndpoint", owner.namespace, endpoint_name(owner, job.spec.inference)))
         if raw is None:
             return None
         found = ModelEndpoint.model_validate(raw)
         return EndpointView(owner_uid=owner_uid(raw), spec=found.spec, status=found.status)
 
     async def _endpoint(self, key: Key) -> float | None:
-        raw = self._newest(key, self._caches.modelendpoints)
+        raw = await self._objects.newest(key)
         if raw is None:
             return None
         owner = _owner(key.kind, raw)
@@ -204,9 +185,12 @@ class Reconciler:
             return
         ref = Ref(API_VERSION, key.kind, key.name)
         try:
-            self._written[key] = await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER)
+            self._objects.wrote(key, await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER))
         except GoneError:
             return
+        except ApiError:  # an answer that is lost does not mean that nothing was written
+            self._objects.unsure(key)
+            raise
         after = [Condition.model_validate(c) for c in plan.status.get("conditions", [])]
         for item in events.news(before, after):
             log.info("%s: %s: %s", key, item.reason, item.message)

@@ -1,6 +1,7 @@
 """HTTP servers of the operator: progress reports over TLS, and health and metrics in plain HTTP."""
 
-import hashlib
+import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -11,30 +12,45 @@ from pydantic import ValidationError
 from finetune_runtime.contract.result import ProgressReport
 
 from . import metrics
-from .kube import ApiError, Cluster
+from .authenticate import Authenticator, RefusedError, TokenReviewer, TooManyRefusalsError, UnavailableError
 from .progress import ProgressStore
+from .ratelimit import Buckets
 
 MAX_BODY = 64 * 1024
-TOKEN_TTL = 60.0  # seconds for which an accepted token is not reviewed again
-POD_NAME = "authentication.kubernetes.io/pod-name"
-POD_UID = "authentication.kubernetes.io/pod-uid"
+BODY_SECONDS = 10.0  # in which a body has to arrive
+IDLE_SECONDS = 10.0  # in which a request's head has to arrive, on a new connection and between two requests
+# The protocol wants 5 s between two reports. A pod sends a few more when its training process or its pod ends.
+REPORTS, REPORTS_PER_SECOND = 4, 0.2
+PODS = 4096
+
+
+def _retry(error: type[web.HTTPException], seconds: float, text: str) -> web.HTTPException:
+    return error(text=text, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def _unauthorized(text: str) -> web.HTTPException:
+    return web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
 
 
 class StatusServer:
-    """Takes progress reports. A pod may only report on the job that it works for."""
+    """Takes progress reports. A pod may only report on the job that it works for.
+
+    Whatever is refused is refused before the body is read, and a report that is refused is lost: the next one says more.
+    """
 
     def __init__(
         self,
-        cluster: Cluster,
+        reviewer: TokenReviewer,
         audience: str,
         progress: ProgressStore,
         is_worker: Callable[[str, str, str, str], bool],
         notify: Callable[[tuple[str, str]], None],
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`is_worker(namespace, job, pod name, pod uid)` tells whether a pod belongs to a job; `notify` hears of each report."""
-        self._cluster, self._audience, self._progress = cluster, audience, progress
-        self._is_worker, self._notify = is_worker, notify
-        self._tokens: dict[str, tuple[float, tuple[str, str, str]]] = {}
+        self._authenticator = Authenticator(reviewer, audience)
+        self._progress, self._is_worker, self._notify, self._now = progress, is_worker, notify, now
+        self._allowances: Buckets[str] = Buckets(REPORTS, REPORTS_PER_SECOND, PODS)
 
     def app(self) -> web.Application:
         """The application behind TLS."""
@@ -42,53 +58,69 @@ class StatusServer:
         app.router.add_post("/v1alpha1/namespaces/{namespace}/finetunejobs/{name}/status", self._report)
         return app
 
-    async def _identity(self, token: str) -> tuple[str, str, str]:
-        """(namespace, pod name, pod UID) of a token that was issued for us and is bound to a pod."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        now = time.monotonic()
-        self._tokens = {k: v for k, v in self._tokens.items() if v[0] > now}
-        if known := self._tokens.get(digest):
-            return known[1]
-        try:
-            review = await self._cluster.review_token(token, self._audience)
-        except ApiError as error:
-            raise web.HTTPServiceUnavailable(text=f"the token cannot be reviewed now: {error}") from error
-        user = review.get("user") or {}
-        extra = user.get("extra") or {}
-        account = str(user.get("username", "")).split(":")
-        if not review.get("authenticated") or self._audience not in (review.get("audiences") or []):
-            raise web.HTTPUnauthorized(text="the bearer token is not valid here: project a service account token with our audience")
-        if account[:2] != ["system", "serviceaccount"] or not extra.get(POD_NAME):
-            raise web.HTTPForbidden(text="only a pod's own service account token may report progress")
-        found = (account[2], extra[POD_NAME][0], (extra.get(POD_UID) or [""])[0])
-        self._tokens[digest] = (now + TOKEN_TTL, found)
-        return found
-
     async def _report(self, request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not token:
-            raise web.HTTPUnauthorized(text="send the pod's service account token as a bearer token")
-        namespace, pod, uid = await self._identity(token.strip())
-        if namespace != key[0] or not self._is_worker(*key, pod, uid):
-            raise web.HTTPForbidden(text=f"pod {namespace}/{pod} does not work for FineTuneJob {key[0]}/{key[1]}")
-        try:
-            report = ProgressReport.model_validate_json(await request.read())
-        except ValidationError as error:
-            raise web.HTTPUnprocessableEntity(text=str(error)) from error
-        self._progress.record(key, pod, report.trainer_status, time.time())
+        uid = await self._authorize(request, key)
+        if wait := self._allowances.take(uid, time.monotonic()):
+            raise _retry(web.HTTPTooManyRequests, wait, f"report at most every {1 / REPORTS_PER_SECOND:.0f} s: this report is dropped")
+        report = _parse(await _body(request))
+        self._progress.record(key, uid, report.trainer_status, self._now())
         self._notify(key)
         return web.json_response({"status": "ok"})
+
+    async def _authorize(self, request: web.Request, key: tuple[str, str]) -> str:
+        """UID of the pod that reports, which works for the job. Raises web.HTTPException."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise _unauthorized("send the pod's service account token as a bearer token")
+        try:
+            pod = await self._authenticator.pod(token.strip(), request.remote or "")
+        except RefusedError as error:
+            raise (_unauthorized(error.message) if error.status == 401 else web.HTTPForbidden(text=error.message)) from error
+        except TooManyRefusalsError as error:
+            raise _retry(web.HTTPTooManyRequests, error.wait, str(error)) from error
+        except UnavailableError as error:
+            raise _retry(web.HTTPServiceUnavailable, 5, "the API server cannot review the token now") from error
+        if pod.namespace != key[0] or not self._is_worker(*key, pod.name, pod.uid):
+            raise web.HTTPForbidden(text=f"pod {pod.namespace}/{pod.name} with UID {pod.uid} does not work for this FineTuneJob")
+        return pod.uid
+
+
+async def _body(request: web.Request) -> bytes:
+    """The whole body. Raises web.HTTPException: 413 when it is too long, 408 when it does not come."""
+    too_long = f"a progress report may have at most {MAX_BODY} bytes"
+    if (request.content_length or 0) > MAX_BODY:
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0, text=too_long)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:  # no length was given, or the body was compressed
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY, MAX_BODY, text=too_long) from error
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(text=f"the report did not arrive within {BODY_SECONDS:.0f} s") from error
+
+
+def _parse(body: bytes) -> ProgressReport:
+    """The report. Raises web.HTTPException, which names the field and never repeats what was sent."""
+    try:
+        return ProgressReport.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise web.HTTPUnprocessableEntity(text=f"not a progress report: {f'{where}: ' if where else ''}{first['msg']}") from error
 
 
 @web.middleware
 async def _count(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    status = web.HTTPInternalServerError.status_code
     try:
         response = await handler(request)
+        status = response.status
     except web.HTTPException as error:
-        metrics.progress_reports.labels(status=str(error.status)).inc()
+        status = error.status
         raise
-    metrics.progress_reports.labels(status=str(response.status)).inc()
+    finally:
+        metrics.progress_reports.labels(status=str(status)).inc()
     return response
 
 
@@ -113,7 +145,8 @@ def health_app(ready: Callable[[], bool]) -> web.Application:
 
 async def serve(app: web.Application, port: int, context: object = None) -> web.AppRunner:
     """Serve an application on all of the pod's addresses. Returns what has to be cleaned up at the end."""
-    runner = web.AppRunner(app, access_log=None)
+    # A client that sends its request's head slowly counts as an idle one.
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, port=port, ssl_context=context, reuse_address=True).start()  # type: ignore[arg-type]  # SSLContext or None
     return runner

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from finetune_operator import names
@@ -63,6 +65,37 @@ def config_map(owner: Owner, name: str, labels: dict[str, str], config: JobConfi
     if ca:
         data["status-ca.crt"] = ca
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(owner, name, labels), "data": data}
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfiguration:
+    """The ConfigMap of a job's pods and what follows from its content."""
+
+    config_map: dict[str, Any]
+    config_hash: str
+    prefix: str  # s3:// URI
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    owner: tuple[str, str, str]  # namespace, name, UID
+    spec: str
+    settings: Settings
+    ca: str
+    parsed: tuple[Owner, FineTuneJobSpec] = field(compare=False)
+
+
+@lru_cache(maxsize=2048)
+def _job_configuration(made_of: _Inputs) -> JobConfiguration:
+    owner, spec = made_of.parsed
+    content = job_config(owner, spec, made_of.settings)
+    body = config_map(owner, names.config_map(owner.name), job_labels(owner), content, made_of.ca)
+    return JobConfiguration(body, content.config_hash(), content.prefix)
+
+
+def job_configuration(owner: Owner, spec: FineTuneJobSpec, settings: Settings, ca: str) -> JobConfiguration:
+    """Configuration of a job's pods. It is asked for at every look at a job, so the last ones are kept; do not change what is returned."""
+    return _job_configuration(_Inputs((owner.namespace, owner.name, owner.uid), spec.model_dump_json(), settings, ca, (owner, spec)))
 
 
 def job_labels(owner: Owner) -> dict[str, str]:

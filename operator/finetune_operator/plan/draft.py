@@ -9,7 +9,7 @@ from finetune_operator.api.meta import ConditionType
 from finetune_operator.progress import duration
 from finetune_operator.reasons import Reason
 
-from .status import Conditions, deciding, is_final, phase, summarize
+from .status import Conditions, deciding, phase, summarize
 from .types import JobState, Plan, Ref
 
 
@@ -25,7 +25,8 @@ class Draft:
     @property
     def final(self) -> bool:
         """Whether the job has succeeded or failed."""
-        return is_final(self.conditions.all())
+        succeeded = self.conditions.get(ConditionType.SUCCEEDED)
+        return succeeded is not None and succeeded.status != "Unknown"
 
     def update(self, **fields: Any) -> None:
         """Change fields of the status."""
@@ -40,6 +41,11 @@ class Draft:
         if seconds is not None:
             soonest = seconds if self.plan.requeue_after is None else min(seconds, self.plan.requeue_after)
             self.act(requeue_after=max(0.0, soonest))
+
+    def look(self) -> None:
+        """Ask for the objects as they are now: something is about to be concluded from what is not there, and caches may be behind."""
+        if not self.seen.live:
+            self.act(look=True)
 
     def fail(self, reason: str, message: str) -> None:
         """End the job."""
@@ -56,7 +62,7 @@ class Draft:
         conditions, final = self.conditions, self.final
         summarize(conditions, suspended=self.seen.spec.suspend)
         if final:
-            self.act(delete=tuple(dict.fromkeys((*self.plan.delete, *leftovers(self.seen)))))
+            self.act(create=(), delete=tuple(dict.fromkeys((*self.plan.delete, *leftovers(self.seen)))))
         shown = deciding(conditions)
         progress = self.status.progress
         running = not final and not conditions.is_true(ConditionType.TRAINED)

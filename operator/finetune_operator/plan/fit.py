@@ -76,6 +76,7 @@ def check_fit(draft: Draft) -> bool:
         available=_mebibytes(has[0]) if has else None,
         parts={to_camel(name): _mebibytes(size) for name, size in parts.items() if size >= MIB / 2},
     )
+    asked_before, fits = status.estimate == shown, conditions.get(ConditionType.FITS)
     draft.update(estimate=shown)
     if has is None:
         message = (
@@ -92,7 +93,9 @@ def check_fit(draft: Draft) -> bool:
         message = f"training needs about {_gib(found.required)} of {_gib(memory)} of GPU memory ({where}); it is tried all the same, as the annotation says"
         conditions.set(ConditionType.FITS, "Unknown", Reason.FIT_IGNORED, message)
         return True
-    conditions.set(ConditionType.FITS, "False", Reason.GPU_TOO_SMALL, _too_small(shape, spec, data, found.required, memory, where))
+    # The search for a cure is the longest computation here, and nothing has changed since it was made.
+    known = fits.message if asked_before and fits and fits.status == "False" else ""
+    conditions.set(ConditionType.FITS, "False", Reason.GPU_TOO_SMALL, known or _too_small(shape, spec, data, found.required, memory, where))
     draft.requeue(LOOK_AGAIN)
     return False
 

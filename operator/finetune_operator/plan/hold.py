@@ -83,6 +83,8 @@ def hold(draft: Draft) -> Hold:
     since = max((j.suspended_at for j in live), default="")
     if wanted:
         if quiet:
+            if not draft.conditions.is_true(ConditionType.SUSPENDED):
+                draft.look()  # a Job that has just been made may not be in the cache yet
             message = "spec.suspend is true; set it to false to go on from the newest checkpoint"
             draft.conditions.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, message)
         else:
@@ -120,3 +122,4 @@ def check_deadline(draft: Draft) -> None:
         "Checkpoints stay in storage. Create a new job with a longer deadline, or without one"
     )
     draft.fail(Reason.DEADLINE_EXCEEDED, message)
+    count_time(draft, Hold())

@@ -1,6 +1,6 @@
 """What a FineTuneJob needs next."""
 
-from finetune_operator import clock, names
+from finetune_operator import clock
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.jobstatus import Attempt, FineTuneJobStatus, RunStatus
 from finetune_operator.api.meta import ConditionType
@@ -51,6 +51,8 @@ def _count_interruption(draft: Draft, step: Step, record: Attempt) -> Attempt:
 def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
     """Bring one step forward. True when it is done and the next one may begin."""
     state = step_state(_view(draft, step), draft.now)
+    if state.by_absence:
+        draft.look()
     record = state.record
     if record and state.replaced:
         record = _count_interruption(draft, step, record)
@@ -146,12 +148,10 @@ def _accept(draft: Draft) -> bool:
 
 def _configure(draft: Draft, settings: Settings) -> None:
     """Keep the configuration of the pods in its ConfigMap."""
-    seen = draft.seen
-    content = build_config.job_config(seen.owner, seen.spec, settings)
-    known = {"config_hash": content.config_hash(), "report": f"{content.prefix}/{REPORT_DIR}/{REPORT_PAGE}"}
+    made = build_config.job_configuration(draft.seen.owner, draft.seen.spec, settings, draft.seen.ca)
+    known = {"config_hash": made.config_hash, "report": f"{made.prefix}/{REPORT_DIR}/{REPORT_PAGE}"}
     draft.update(run=(draft.status.run or RunStatus()).model_copy(update=known))
-    labels = build_config.job_labels(seen.owner)
-    draft.act(apply=(build_config.config_map(seen.owner, names.config_map(seen.owner.name), labels, content, seen.ca),))
+    draft.act(apply=(made.config_map,))
 
 
 def asks_for_nodes(spec: FineTuneJobSpec, status: FineTuneJobStatus, jobs: tuple[JobView, ...]) -> bool:
@@ -206,15 +206,12 @@ def decide(seen: JobState, settings: Settings, now: float) -> Plan:
         return _ended(seen, now)
     draft = Draft(seen, now)
     draft.update(start_time=draft.status.start_time or clock.text(now))
-    if not _accept(draft):
-        return draft.finish()
-    observe_progress(draft)
-    _configure(draft, settings)
-    found = hold(draft)
-    if _steps(draft, settings, found) and not found.suspended:
-        _deploy(draft)
+    accepted, found = _accept(draft), hold(draft)
+    if accepted:
+        observe_progress(draft)
+        _configure(draft, settings)
+        if _steps(draft, settings, found) and not found.suspended:
+            _deploy(draft)
     count_time(draft, found)
     check_deadline(draft)
-    if draft.final:
-        count_time(draft, found)
     return draft.finish()

@@ -45,10 +45,10 @@ class Conditions:
 
     def all(self) -> list[Condition]:
         """All of them, in a stable order."""
-        order = list(ConditionType)
-        return sorted(self._items.values(), key=lambda c: order.index(ConditionType(c.type)) if c.type in order else len(order))
+        return sorted(self._items.values(), key=lambda c: _ORDER.get(c.type, len(_ORDER)))
 
 
+_ORDER: dict[str, int] = {kind: place for place, kind in enumerate(ConditionType)}
 _PATH = (
     ConditionType.ACCEPTED,
     ConditionType.DATA_READY,

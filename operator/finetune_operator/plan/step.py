@@ -40,6 +40,7 @@ class StepState:
     failures: int = 0
     replaced: bool = False  # the pod of the attempt was taken away since the last record, and another one stands in
     pod: PodView | None = None  # newest pod of the attempt
+    by_absence: bool = False  # concluded from what was not seen
     result: StepResult | None = None
     retry_in: float | None = None  # seconds
 
@@ -58,7 +59,7 @@ def _after_failure(record: Attempt, failures: int, retries: Retries, now: float,
     due = clock.seconds(record.ended_at or clock.text(now)) + backoff(retries, max(1, waited))
     what = record.message or record.reason or ""
     if now >= due:
-        return StepState(Stand.START, record.number + 1, Reason.RETRYING, what, record, failures)
+        return StepState(Stand.START, record.number + 1, Reason.RETRYING, what, record, failures, by_absence=True)
     return StepState(Stand.WAIT, record.number, record.reason or Reason.RETRYING, what, record, failures, retry_in=due - now)
 
 
@@ -131,9 +132,9 @@ def _missing(view: StepView, recorded: Attempt | None, now: float) -> StepState:
         # Somebody deleted the Job, or our view of it is old. Making the same attempt again is right in both cases:
         # it goes on from the newest checkpoint, and a Job that does exist is left as it is.
         message = "the Kubernetes Job is gone; the attempt goes on in a new one"
-        state = StepState(Stand.START, recorded.number, Reason.JOB_DELETED, message, recorded, view.failures)
+        state = StepState(Stand.START, recorded.number, Reason.JOB_DELETED, message, recorded, view.failures, by_absence=True)
     else:
-        state = StepState(Stand.START, 1, Reason.PENDING, "")
+        state = StepState(Stand.START, 1, Reason.PENDING, "", by_absence=True)
     busy = next((p for p in view.pods if p.alive), None)
     if state.stand is Stand.START and busy:
         message = f"waiting for pod {busy.name} on node {busy.node or '(none)'} to end: two pods must never work on one job"
@@ -154,7 +155,7 @@ def _completed(job: JobView, mine: list[PodView], base: StepState, record: Attem
     lost = Failure(
         Reason.RESULT_LOST, "the pod was deleted before its result was read; the next attempt finds what it committed", None, terminal=False, counts=True
     )
-    return _failed(lost, record, view.failures, view.retries, now, job.finished_at)
+    return replace(_failed(lost, record, view.failures, view.retries, now, job.finished_at), by_absence=True)
 
 
 def step_state(view: StepView, now: float) -> StepState:
@@ -182,5 +183,5 @@ def step_state(view: StepView, now: float) -> StepState:
             return _after_failure(record, view.failures, view.retries, now, waited=record.number)
         last = pod.ended if pod else None
         state = _failed(failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
-        return replace(state, result=result(last) if last else None)
+        return replace(state, result=result(last) if last else None, by_absence=last is None)
     return _running(record, pod, base, view.scheduling_timeout, now)

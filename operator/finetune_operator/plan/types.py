@@ -32,6 +32,7 @@ class JobState:
     pods: tuple[PodView, ...] = ()
     workloads: tuple[WorkloadView, ...] = ()
     nodes: tuple[NodeView, ...] | None = None  # those that have the GPUs asked for; None: not known
+    live: bool = False  # Jobs and pods are as the API server says now, not as the caches remember
     ignore_fit: bool = False  # the annotation that overrides the estimate
     endpoint: EndpointView | None = None
     progress: Progress | None = None
@@ -69,6 +70,7 @@ class Plan:
     propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own
     patch: tuple[tuple[Ref, Body], ...] = ()
     delete: tuple[Ref, ...] = ()
+    look: bool = False  # decide again with Jobs and pods as they are now, before anything of this is done
     expire: bool = False  # delete the object itself
     status: Body = field(default_factory=dict)
     requeue_after: float | None = None
