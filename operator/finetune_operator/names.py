@@ -60,9 +60,12 @@ def memory_label(gpu_resource: str) -> str:
     return f"{gpu_resource}.memory"
 
 
-def config_map(job: str) -> str:
-    """Name of the ConfigMap that holds a job's configuration."""
-    return f"{job}-config"
+def config_map(job: str, uid: str) -> str:
+    """Name of the ConfigMap that holds a job's configuration.
+
+    With the job's UID in it: a pod of a deleted job that is still on its way must never read what its namesake is to do.
+    """
+    return f"{job}-config-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
 
 
 def endpoint_version(endpoint: str, content: str) -> str:

@@ -149,11 +149,15 @@ def test_a_waiting_pod_is_explained(operator: Operator, here: Namespace) -> None
 
 
 def test_a_name_that_is_taken_is_said_and_the_others_object_is_left_alone(operator: Operator, here: Namespace) -> None:
-    here.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "support-config"}, "data": {"mine": "yes"}}, finetunejob())
-    assert "ConfigMap support-config" in reason(here, "NameConflict")["message"]
-    assert here.get("configmap", "support-config")["data"] == {"mine": "yes"}
-    assert not here.items("jobs")
-    here.kubectl("delete", "configmap", "support-config")
+    container = {"name": "main", "image": "x", "command": ["true"]}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    here.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "support-prep-1"}, "spec": {"suspend": True, "template": template}})
+    uid = here.get("job", "support-prep-1")["metadata"]["uid"]
+    here.apply(finetunejob())
+    assert "Job support-prep-1" in reason(here, "NameConflict")["message"]
+    assert here.get("job", "support-prep-1")["metadata"]["uid"] == uid
+    here.kubectl("delete", "job", "support-prep-1")
+    assert here.pod("Prepare"), "the job goes on once the name is free"
 
 
 def test_an_operator_killed_at_any_step_goes_on_where_it_was(operator: Operator, here: Namespace) -> None:
@@ -194,7 +198,7 @@ REPORT = {
 
 class TestProgressReports:
     def post(self, operator: Operator, here: Namespace, token: str, body: bytes | None = None, job: str = "support") -> int:
-        context = ssl.create_default_context(cadata=here.get("configmap", "support-config")["data"]["status-ca.crt"])
+        context = ssl.create_default_context(cadata=here.items("configmaps", "finetune.dev/job=support")[0]["data"]["status-ca.crt"])
         url = f"https://localhost:{operator.status_port}/v1alpha1/namespaces/{here.kubectl.namespace}/finetunejobs/{job}/status"
         data = json.dumps(REPORT).encode() if body is None else body
         request = urllib.request.Request(url, data, {"Authorization": f"Bearer {token}"} if token else {})

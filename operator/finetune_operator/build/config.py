@@ -89,7 +89,7 @@ class _Inputs:
 def _job_configuration(made_of: _Inputs) -> JobConfiguration:
     owner, spec = made_of.parsed
     content = job_config(owner, spec, made_of.settings)
-    body = config_map(owner, names.config_map(owner.name), job_labels(owner), content, made_of.ca)
+    body = config_map(owner, names.config_map(owner.name, owner.uid), job_labels(owner), content, made_of.ca)
     return JobConfiguration(body, content.config_hash(), content.prefix)
 
 

@@ -85,7 +85,7 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
     )
     pod = pod_spec(
         settings,
-        names.config_map(owner.name),
+        names.config_map(owner.name, owner.uid),
         scratch,
         volumes,
         restartPolicy="Never",

@@ -58,6 +58,8 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     conditions = draft.conditions
     job = next((j for j in live if j.queue and j.step == Step.TRAIN), None)
     if job is None:
+        if not conditions.is_true(ConditionType.TRAINED):
+            conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False
     load, queue = _workload(draft, job), job.queue
     if load is None:

@@ -122,7 +122,7 @@ def _complete(draft: Draft, step: Step, state: StepState) -> bool:
             draft.conditions.set(ConditionType.TRAINED, "False", Reason.POD_FAILED, message)
             draft.fail(Reason.POD_FAILED, message)
             return False
-        if draft.conditions.get(ConditionType.QUOTA_RESERVED):
+        if draft.seen.spec.queue:
             draft.conditions.set(ConditionType.QUOTA_RESERVED, "True", Reason.COMPLETED, "training is done and has given its quota back")
     draft.conditions.set(_CONDITION[step], "True", Reason.COMPLETED, state.message)
     return True
