@@ -27,6 +27,7 @@ class JobView:
     suspended_at: str = ""  # when its controller took note of the suspension; empty while it is not suspended
     pods: int = 0  # active and terminating ones, as its controller counts them
     queue: str = ""  # Kueue's LocalQueue; empty: spec.suspend is ours alone
+    image: str = ""
 
     @property
     def live(self) -> bool:
@@ -148,6 +149,7 @@ def job_view(raw: Raw) -> JobView:
         suspended_at=suspended.get("lastTransitionTime", "") if suspended.get("status") == "True" else "",
         pods=status.get("active", 0) + status.get("terminating", 0),
         queue=labels.get(names.LABEL_QUEUE, ""),
+        image=raw["spec"]["template"]["spec"]["containers"][0]["image"],
     )
 
 

@@ -41,7 +41,7 @@ def waiting(pod: PodView) -> Fault | None:
         return Fault(
             Reason.IMAGE_PULL_FAILED,
             f"the image cannot be pulled: {pod.waiting_message or pod.waiting_reason}. "
-            "Check the image names and imagePullSecrets in the operator's chart values; it is tried again by itself",
+            "Check the image names and imagePullSecrets in the operator's chart values; the job goes on by itself once they are right",
         )
     if pod.waiting_reason == "CreateContainerConfigError":
         missing = re.search(r'secret "([^"]+)" not found', pod.waiting_message)

@@ -78,7 +78,15 @@ def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
         draft.fail(state.reason, state.message)
     else:
         draft.conditions.set(_CONDITION[step], "Unknown", state.reason, state.message)
+        if state.reason == Reason.IMAGE_PULL_FAILED:
+            _renew(draft, settings, step, state.number)
     return False
+
+
+def _renew(draft: Draft, settings: Settings, step: Step, number: int) -> None:
+    """Drop a Job whose pod waits for an image that the installation no longer names: its template cannot be changed, so it is made again."""
+    old = [j for j in draft.seen.jobs if j.step == step and j.attempt == number and j.image != settings.trainer_image and j.live]
+    draft.act(delete=(*draft.plan.delete, *(Ref("batch/v1", "Job", j.name) for j in old)))
 
 
 def _give_up(draft: Draft, step: Step, record: Attempt | None) -> None:

@@ -41,7 +41,7 @@ def job(step: Step, attempt: int = 1, **fields: Any) -> JobView:
     values: dict[str, Any] = {
         "name": step_job("support", step, attempt), "owner_uid": "uid-1", "step": step, "attempt": attempt, "suspended": False, "complete": False,
         "failed": False, "failure": "", "finished_at": "", "deleting": False, "uid": f"{step}-{attempt}".lower(),
-        "suspended_at": START if fields.get("suspended") else "",
+        "image": "trainer:1", "suspended_at": START if fields.get("suspended") else "",
     }  # fmt: skip
     return JobView(**{**values, **fields})
 

@@ -237,6 +237,19 @@ class TestThingsThatVanish:
         assert plan == Plan(status=status)
 
 
+class TestImages:
+    WAITING = pod(TRAIN, waiting_reason="ImagePullBackOff", waiting_message="not found")
+
+    @pytest.mark.parametrize(("image", "deleted"), [("trainer:typo", ["support-train-1"]), ("trainer:1", [])], ids=["another one is named now", "the same"])
+    def test_a_pod_that_waits_for_an_image_is_made_anew_when_the_installation_names_another(self, image: str, deleted: list[str]) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN, image=image), self.WAITING))
+        assert ([ref.name for ref in plan.delete], plan.status["reason"]) == (deleted, "ImagePullFailed")
+
+    def test_a_pod_that_runs_keeps_its_image(self) -> None:
+        plan = settle(state(PREPARED_STEP, job(TRAIN, image="trainer:old"), pod(TRAIN, running=True, phase="Running")))
+        assert plan.delete == ()
+
+
 class TestInterruptions:
     def test_a_new_pod_in_the_same_attempt_counts_as_one_interruption_and_no_failure(self) -> None:
         first = settle(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, name="p1", running=True, phase="Running")))
