@@ -37,12 +37,15 @@ def _node() -> str:
     return kubectl("get", "nodes", "-o", "name").strip().removeprefix("node/")
 
 
+def _newer_checkpoint(jobs: Jobs) -> None:
+    before = max(committed(jobs), default=0)
+    wait("a newer checkpoint in S3", lambda: max(committed(jobs), default=0) > before, 180)
+
+
 def test_evictions_do_not_use_up_the_retries(jobs: Jobs) -> None:
     jobs.submit(training={**LONG, "epochs": 16}, retries={"limit": 0})
-    seen: list[int] = []
     for _ in range(2):
-        wait("a newer checkpoint in S3", lambda: max(committed(jobs), default=0) > max(seen, default=0), 180)
-        seen += committed(jobs)
+        _newer_checkpoint(jobs)
         evict(jobs.namespace, train_pod(jobs))
         wait("the pod has gone", lambda: not train_pod(jobs), 60)
         wait("another pod runs", lambda: train_pod(jobs), 90)
