@@ -92,8 +92,8 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def watch(jobs: Callable[[], Iterable[Raw]], latest: Latest, registry: CollectorRegistry = REGISTRY) -> JobCollector:
+def watch(jobs: Callable[[], Iterable[Raw]], latest: Latest, registry: CollectorRegistry = REGISTRY, now: Callable[[], float] = time.time) -> JobCollector:
     """Expose the jobs' metrics. Undone by `registry.unregister`."""
-    collector = JobCollector(jobs, latest)
+    collector = JobCollector(jobs, latest, now)
     registry.register(collector)
     return collector

@@ -19,6 +19,8 @@ from .ratelimit import Buckets
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0  # in which a body has to arrive
 IDLE_SECONDS = 10.0  # in which a request's head has to arrive, on a new connection and between two requests
+LINGER_SECONDS = 2.0  # for which the rest of a refused body is read, so that the client gets to see the answer
+STOP_SECONDS = 5.0  # that the end of the process waits for requests under way
 # The protocol wants 5 s between two reports. A pod sends a few more when its training process or its pod ends.
 REPORTS, REPORTS_PER_SECOND = 4, 0.2
 PODS = 4096
@@ -146,7 +148,7 @@ def health_app(ready: Callable[[], bool]) -> web.Application:
 async def serve(app: web.Application, port: int, context: object = None) -> web.AppRunner:
     """Serve an application on all of the pod's addresses. Returns what has to be cleaned up at the end."""
     # A client that sends its request's head slowly counts as an idle one.
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS, lingering_time=LINGER_SECONDS, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, port=port, ssl_context=context, reuse_address=True).start()  # type: ignore[arg-type]  # SSLContext or None
     return runner

@@ -9,7 +9,7 @@ NAME=${DEVCLUSTER_NAME:-ftdev}         # names the node, the network namespace a
 
 TOOLS=$CACHE/bin                       # kubectl, helm, versitygw
 BIN=$CACHE/devcluster/bin              # kube, containerd, runtime shim, ctr, cni/, pause, probe
-IMG=$CACHE/devcluster/img              # the OCI archives that the cluster itself needs
+IMG=$CACHE/devcluster/img              # OCI archives of the cluster itself; archive and manifests of Kueue
 PKI=$CACHE/devcluster/pki/$NAME        # kept: certificates and the components' kubeconfigs
 IMAGES=$CACHE/devcluster/containerd/$NAME  # kept: imported images
 STATE=$CACHE/devcluster/state/$NAME    # thrown away by `down`: etcd, kubelet, volumes, forwards

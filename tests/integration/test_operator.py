@@ -2,9 +2,6 @@
 
 import json
 import signal
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,56 +182,3 @@ def test_a_deleted_training_job_is_made_again_and_a_deleted_service_too(operator
     wait("the service", lambda: here.get("service", "support"))
     here.kubectl("delete", "service", "support")
     wait("the service again", lambda: here.get("service", "support"))
-
-
-REPORT = {
-    "trainerStatus": {
-        "progressPercentage": 30,
-        "lastUpdatedTime": "2027-01-15T08:00:00Z",
-        "metrics": [{"name": "step", "value": "12"}, {"name": "totalSteps", "value": "40"}, {"name": "loss", "value": "1.08"}],
-    }
-}
-
-
-class TestProgressReports:
-    def post(self, operator: Operator, here: Namespace, token: str, body: bytes | None = None, job: str = "support") -> int:
-        context = ssl.create_default_context(cadata=here.items("configmaps", "finetune.dev/job=support")[0]["data"]["status-ca.crt"])
-        url = f"https://localhost:{operator.status_port}/v1alpha1/namespaces/{here.kubectl.namespace}/finetunejobs/{job}/status"
-        data = json.dumps(REPORT).encode() if body is None else body
-        request = urllib.request.Request(url, data, {"Authorization": f"Bearer {token}"} if token else {})
-        try:
-            with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return int(error.code)
-
-    def token(self, here: Namespace, pod: dict[str, Any], audience: str = "finetune-operator") -> str:
-        bound = ("--bound-object-kind", "Pod", "--bound-object-name", pod["metadata"]["name"], "--bound-object-uid", pod["metadata"]["uid"])
-        return here.kubectl("create", "token", "default", "--audience", audience, *bound).strip()
-
-    def test_only_a_pod_of_the_job_may_report_and_what_it_reports_is_shown(self, operator: Operator, here: Namespace) -> None:
-        here.apply(finetunejob())
-        prepared(here)
-        pod = here.pod("Train")
-        here.run(pod["metadata"]["name"])
-        phase(here, "Training")
-        good = self.token(here, pod)
-        unbound = here.kubectl("create", "token", "default", "--audience", "finetune-operator").strip()
-        assert self.post(operator, here, "") == 401
-        assert self.post(operator, here, "nonsense") == 401
-        assert self.post(operator, here, self.token(here, pod, "https://kubernetes.default.svc")) == 401
-        assert self.post(operator, here, unbound) == 403
-        assert self.post(operator, here, good, job="another") == 403
-        assert self.post(operator, here, good, b"x" * 70_000) == 413
-        assert self.post(operator, here, good, b"[]") == 422
-        assert self.post(operator, here, good) == 200
-        status = wait("the progress", lambda: s if (s := here.status()).get("display") else {}, 30)
-        assert (status["display"]["step"], status["progress"]["loss"], status["progress"]["percent"]) == ("12/40", "1.08", 30)
-
-    def test_health_and_metrics_are_served(self, operator: Operator, here: Namespace) -> None:
-        here.apply(finetunejob())
-        here.pod("Prepare")
-        with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/readyz", timeout=5) as answer:
-            assert answer.status == 200
-        with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=5) as answer:
-            assert 'finetune_reconciles_total{result="success"}' in answer.read().decode()

@@ -117,3 +117,12 @@ def test_the_report_is_never_older_than_a_committed_checkpoint(store: Store, pre
         uploader.submit(stage(step))
         uploader.drain(30)
     assert seen == [[], [10]]
+
+
+def test_a_commit_is_told_once_it_is_true(store: Store, prefix: str, stage: Callable[[int], Staged]) -> None:
+    told: list[tuple[int, list[int]]] = []
+    uploader = Uploader(store, prefix, keep=2, before=lambda: None, committed=lambda step: told.append((step, complete(store, prefix))))
+    for step in (10, 20):
+        uploader.submit(stage(step))
+        uploader.drain(30)
+    assert told == [(10, [10]), (20, [20, 10])]

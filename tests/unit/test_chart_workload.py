@@ -181,7 +181,7 @@ def test_a_service_monitor_needs_its_kind_in_the_cluster() -> None:
     monitor = only(rendered, "ServiceMonitor")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
     assert monitor["spec"]["selector"]["matchLabels"].items() <= only(rendered, "Service")["metadata"]["labels"].items()
-    assert monitor["spec"]["endpoints"] == [{"port": "metrics", "interval": "30s"}]
+    assert monitor["spec"]["endpoints"] == [{"port": "metrics", "interval": "30s", "honorLabels": True}]
 
 
 def test_a_network_policy_on_demand() -> None:

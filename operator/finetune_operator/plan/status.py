@@ -12,12 +12,13 @@ class Conditions:
     """Conditions under construction. Transition times change only when a status flips."""
 
     def __init__(self, before: Iterable[Condition], generation: int, now: str) -> None:
-        self._items = {c.type: c for c in before}
+        self._before = {c.type: c for c in before}
+        self._items = dict(self._before)
         self._generation, self._now = generation, now
 
     def set(self, kind: ConditionType, status: Status, reason: str, message: str = "") -> None:
         """State a condition."""
-        old = self._items.get(kind)
+        old = self._items.get(kind) or self._before.get(kind)  # dropped and stated again in one decision is no flip
         since = old.last_transition_time if old and old.status == status else self._now
         self._items[kind] = Condition(
             type=kind, status=status, reason=reason, message=message[:MAX_MESSAGE], last_transition_time=since, observed_generation=self._generation

@@ -32,7 +32,9 @@ class ModelShape(Model):
     linear_parameters: int = Field(ge=0, description="Those of the linear layers, which are what is quantised and gets adapters.")
     embedding_parameters: int = Field(ge=0, description="Those of the embedding and the output head, which stay in 16 bits.")
     largest_linear: int = Field(ge=0, description="Parameters of the largest linear layer.")
-    adapter_widths: dict[str, int] = Field(max_length=64, description="Inputs plus outputs of all linear layers of one name; times the rank: parameters of their adapters.")
+    adapter_widths: dict[str, int] = Field(
+        max_length=64, description="Inputs plus outputs of all linear layers of one name; times the rank: parameters of their adapters."
+    )
     weight_bytes: int = Field(default=2, ge=1, description="Bytes of a parameter in the files.")
     layers: int = Field(ge=1, description="Transformer blocks.")
     hidden_size: int = Field(ge=1, description="Width between the blocks.")
@@ -55,8 +57,11 @@ def tensors(header: Mapping[str, Any]) -> list[Tensor]:
 
 
 def from_tensors(found: Iterable[Tensor], config: Mapping[str, Any]) -> ModelShape | None:
-    """The shape by what the weight files hold, so exact for any architecture. None when config.json lacks what the files do not say."""
-    sizes = _sizes(config)
+    """The shape by what the weight files hold, so exact for any architecture. None when config.json lacks what the files do not say.
+
+    None also for weights that are quantised already: their tensors are packed and have shapes of their own.
+    """
+    sizes = None if config.get("quantization_config") else _sizes(config)
     linear = embedding = total = largest = head = 0
     widths: dict[str, int] = {}
     parameters_of: dict[int, int] = {}

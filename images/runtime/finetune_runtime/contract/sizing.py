@@ -47,7 +47,7 @@ class Estimate:
     optimizer: int
     hidden_states: int  # between the layers, kept from the forward to the backward pass
     layer: int  # inside the layers: of all of them, or of the one that is being recomputed
-    loss: int  # logits and what the loss makes of them, also in an evaluation
+    loss: int  # what the loss or an evaluation's logits need beyond the layers, which are not there then
     dequantised: int  # the largest linear layer in the type that is computed in
     overhead: int  # the allocator's and the libraries'
 
@@ -86,14 +86,14 @@ def estimate(
     inside = (1 if checkpointing else shape.layers) * (tokens * one_layer + scores)
     # Autocast keeps 16-bit copies of the adapters until the forward pass is over; without checkpointing the graph holds on to them.
     copies = trained * width if width < 4 else 0
-    # Two peaks: at the loss the layers' insides are there only without checkpointing, in the last layer's backward pass the loss is gone.
-    at_loss = _loss(shape, training, tokens, width, fused=liger) + copies + (0 if checkpointing else inside)
-    in_layer = inside + tokens * passing + (0 if checkpointing else copies)
-    # An evaluation has neither gradients nor activations to keep, but all logits at once: Liger's loss is for training only.
     gradients = 4 * trained
-    logits = tokens * shape.vocabulary_size * (width + 8) + tokens * passing if evaluation else 0
-    beyond = max(0, logits - (hidden + max(at_loss, in_layer) + gradients))
-    loss = max(0, at_loss - in_layer) + beyond
+    # Three peaks. In a layer's backward pass the loss is gone; at the loss the layers' insides are there only without checkpointing; an evaluation
+    # has neither gradients nor activations to keep, but all logits at once, because Liger's loss is for training only.
+    churn = int(_FRAGMENTATION * tokens * (one_layer + passing))
+    layer = inside + tokens * passing + (0 if checkpointing else copies)
+    backward = hidden + layer + churn
+    forward = hidden + (0 if checkpointing else inside) + copies + int((1 + _FRAGMENTATION) * _loss(shape, training, tokens, width, fused=liger))
+    logits = int((1 + _FRAGMENTATION) * tokens * (shape.vocabulary_size * (width + 8) + passing)) if evaluation else 0
     return Estimate(
         base=_base(shape, tuning),
         embeddings=(shape.embedding_parameters + shape.other_parameters) * width,
@@ -101,10 +101,10 @@ def estimate(
         gradients=gradients,
         optimizer=int(_STATES[training.extra_args.get("optim", "adamw_torch_fused")] * trained),
         hidden_states=hidden,
-        layer=in_layer,
-        loss=loss,
+        layer=layer,
+        loss=max(backward, forward, logits - gradients) - backward,
         dequantised=shape.largest_linear * width if tuning.method == "QLoRA" else 0,
-        overhead=_WORKSPACE + int(_FRAGMENTATION * (tokens * (one_layer + passing) + loss)),
+        overhead=_WORKSPACE + churn,
     )
 
 
@@ -217,7 +217,7 @@ def _with(job: _Job, step: _Step, value: Any) -> _Job:
     old: Any = job
     for name in names:
         old = old.get(name, "") if isinstance(old, dict) else getattr(old, name)
-    edit = Edit("spec." + ".".join(map(to_camel, names)), str(old), str(value).lower() if isinstance(value, bool) else str(value))
+    edit = Edit("spec." + ".".join(map(to_camel, names)), *(str(it).lower() if isinstance(it, bool) else str(it) for it in (old, value)))
     changed: _Job = _set(job, names, value)
     return changed.model_copy(update={"edits": (*job.edits, edit)})
 

@@ -1,7 +1,7 @@
 """Is the model directory whole and safe? Judged from its listing, its small files and the shards' headers, before a byte of weights is loaded."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ from .shards import expected_size
 INDEX = "model.safetensors.index.json"
 _TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"})
 _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-_READERS = 16  # headers read at the same time: round trips to the storage are what takes long
+READERS = 16  # headers read at the same time: round trips to the storage are what takes long
 ReadPart = Callable[[str, int, int], bytes]
 
 
@@ -30,7 +30,7 @@ def check_model(spec: ModelSpec, files: tuple[RemoteFile, ...], directory: Path,
     _check_tokenizer(spec, sizes)
     if not spec.trust_remote_code:
         _check_no_code(spec, sizes, directory)
-    shards = _shards(spec, sizes, directory)
+    shards = weight_files(spec, sizes, directory)
     _check_sizes(spec, {path: sizes[path] for path in shards}, read_part)
     _check_precision(spec, config)
     return config
@@ -69,11 +69,11 @@ def _check_no_code(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> N
         )
 
 
-def _shards(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str]:
+def weight_files(spec: ModelSpec, paths: Collection[str], directory: Path) -> list[str]:
     """The safetensors files that hold the model; none for pickles that the user trusts."""
-    shards = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
+    shards = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
     if not shards:
-        pickles = [path for path in sizes if is_pickle(path) and "/" not in path]
+        pickles = [path for path in paths if is_pickle(path) and "/" not in path]
         if pickles and spec.trust_remote_code:
             return []
         if pickles:
@@ -82,17 +82,17 @@ def _shards(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str
                 "safetensors, or set spec.model.trustRemoteCode: true if you trust their origin."
             )
         raise _invalid(f"{spec.source} holds no weights (*.safetensors). Formats such as GGUF, ONNX and TensorFlow are not supported.")
-    return _indexed(spec, sizes, directory) if INDEX in sizes else shards
+    return _indexed(spec, paths, directory) if INDEX in paths else shards
 
 
-def _indexed(spec: ModelSpec, sizes: dict[str, int], directory: Path) -> list[str]:
+def _indexed(spec: ModelSpec, paths: Collection[str], directory: Path) -> list[str]:
     """The shards that the index lists. Its total size is not looked at: older indexes name that of another precision."""
     index = _json(spec, directory / INDEX)
     try:
         shards = sorted({str(shard) for shard in index["weight_map"].values()})
     except (TypeError, KeyError, AttributeError) as error:
         raise _invalid(f"{spec.source}/{INDEX} is not an index of weights: copy the model anew.") from error
-    if missing := [shard for shard in shards if shard not in sizes]:
+    if missing := [shard for shard in shards if shard not in paths]:
         raise _invalid(f"{spec.source} lacks {len(missing)} of {len(shards)} weight files that its index lists: {_some(missing)}. Copy the model anew.")
     return shards
 
@@ -110,7 +110,7 @@ def _check_sizes(spec: ModelSpec, sizes: dict[str, int], read_part: ReadPart) ->
             return f"{path} has {sizes[path]} bytes and no sound header"
         return "" if expected == sizes[path] else f"{path} has {sizes[path]} bytes instead of {expected}"
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         found = [text for text in pool.map(fault, sizes) if text]
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.model_shape import ModelShape
 from finetune_runtime.contract.result import DataSummary
 
 from .collect import Collected, Counts
@@ -33,6 +34,7 @@ class Prepared:
     train: Collected
     validation: Collected | None
     held_out: Mask
+    shape: ModelShape | None
 
     @property
     def train_rows(self) -> int:
@@ -87,6 +89,7 @@ def summarise(prepared: Prepared, sha256: str, warnings: list[str]) -> DataSumma
         model_revision=prepared.revision,
         model_type=prepared.identity.type,
         template=prepared.identity.template,
+        shape=prepared.shape,
         warnings=warnings,
     )
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,10 @@ from .encode import Encoder
 from .ending import find_ending
 from .faults import InvalidRow
 from .identify import identify, look_up
-from .model_check import check_model
+from .model_check import check_model, weight_files
 from .report import Prepared, report, summarise, warn
 from .sample import Sample
+from .shape import find_shape
 from .split import Digests, Mask, choose_validation
 from .template import derive
 
@@ -75,7 +76,11 @@ def _done_before(manifest: Manifest, uri: str, config: JobConfig) -> StepResult:
 def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     listing = list_model(config.model, store)
     directory = fetch_model(config.model, store, scratch / "model", metadata_only=True)
-    model_config = check_model(config.model, listing.files, directory, partial(read_part, config.model, store))
+    read = cache(partial(read_part, config.model, store))  # the headers are looked at twice
+    model_config = check_model(config.model, listing.files, directory, read)
+    # A hub proves what it sends by its digest, and is not asked for parts of files.
+    weights = [] if config.model.source.startswith("hf://") else weight_files(config.model, [file.path for file in listing.files], directory)
+    shape = find_shape(model_config, weights, read)
     architecture = str((model_config.get("architectures") or [""])[0])
     identity = identify(config.model, architecture, look_up(model_name(config.model), architecture))
     encoder = Encoder(config.model.source, directory, identity, config.training.max_length)
@@ -95,7 +100,7 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     _judge(config, [rows for rows in (train, validation) if rows])
     held_out = np.zeros(train.valid, dtype=bool) if validation else _hold_out(config, train)
     template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
-    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out)
+    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out, shape)
 
 
 def _sources(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterator[Source]:

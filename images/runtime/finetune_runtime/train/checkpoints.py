@@ -57,9 +57,20 @@ def prune(store: Store, prefix: str, keep: int) -> None:
 class Uploader:
     """Commits staged checkpoints one at a time. Storage that is down is tried again; a newer checkpoint takes the place of a waiting one."""
 
-    def __init__(self, store: Store, prefix: str, keep: int, before: Callable[[], None], retry_seconds: float = RETRY_SECONDS) -> None:
-        """`before` uploads the report. It is called ahead of each commit, so that the report is never older than the newest checkpoint."""
-        self._store, self._prefix, self._keep, self._before = store, prefix, keep, before
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        keep: int,
+        before: Callable[[], None],
+        committed: Callable[[int], None] = lambda _: None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """`before` uploads the report. It is called ahead of each commit, so that the report is never older than the newest checkpoint.
+
+        `committed` hears the step of each committed checkpoint. Both are called by the uploader's thread.
+        """
+        self._store, self._prefix, self._keep, self._before, self._committed = store, prefix, keep, before, committed
         self._retry_seconds = retry_seconds
         self._condition = threading.Condition()
         self._waiting: Staged | None = None
@@ -140,6 +151,7 @@ class Uploader:
             # What is there under this step is what a killed attempt left or what turned out to be damaged.
             artefacts.commit(self._store, staged.path, f"{self._prefix}/{CHECKPOINTS_DIR}/checkpoint-{step}", staged.manifest, replace=True)
             self.committed_step = step
+            self._committed(step)
             log.info("checkpoint %d committed in %.1f s", step, time.monotonic() - started)
             prune(self._store, self._prefix, self._keep)
         except StepError as error:

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5
 _COMPLAIN_SECONDS = 60
+# A pod that loads its model or evaluates for long has nothing new to tell, but the operator takes one that it does not hear for a lost one.
+_HEARTBEAT_SECONDS = 60.0
 
 
 class Phase(StrEnum):
@@ -44,6 +46,8 @@ class Progress:
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     gpu_memory_gib: float | None = None
+    checkpoint_step: int | None = None  # the newest one that is committed to storage; 0: there is none
+    resumed_from: int | None = None  # 0: the pod started from the beginning
 
     def report(self, now: datetime) -> ProgressReport:
         """The report's body. The remaining time is left to the operator, which sees all attempts."""
@@ -57,6 +61,8 @@ class Progress:
         }
         metrics = {"step": str(self.step), "totalSteps": str(self.total_steps)}
         metrics |= {name: f"{value:.6g}" for name, value in numbers.items() if value is not None}
+        checkpoints = {"checkpointStep": self.checkpoint_step, "resumedFrom": self.resumed_from}
+        metrics |= {name: str(step) for name, step in checkpoints.items() if step is not None}
         metrics["phase"] = self.phase
         return ProgressReport(
             trainer_status=TrainerStatus(
@@ -68,12 +74,15 @@ class Progress:
 
 
 class Reporter:
-    """Sends the newest progress at most every `interval_seconds`, when it has changed."""
+    """Sends the newest progress at most every `interval_seconds`: when it has changed, and now and then when it has not."""
 
-    def __init__(self, reporting: Reporting, ca_path: str = STATUS_CA_PATH, token_path: str = STATUS_TOKEN_PATH) -> None:
-        self._url, self._interval = urlsplit(reporting.url), reporting.interval_seconds
+    def __init__(
+        self, reporting: Reporting, ca_path: str = STATUS_CA_PATH, token_path: str = STATUS_TOKEN_PATH, heartbeat_seconds: float = _HEARTBEAT_SECONDS
+    ) -> None:
+        self._url, self._interval, self._heartbeat = urlsplit(reporting.url), reporting.interval_seconds, heartbeat_seconds
         self._ca_path, self._token_path = ca_path, Path(token_path)
         self._progress = Progress()
+        self._lock = threading.Lock()  # so that of two updates at once neither is lost
         self._changed, self._closed = threading.Event(), threading.Event()
         self._complained = float("-inf")
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -82,8 +91,9 @@ class Reporter:
             self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Changes fields of the progress. Called by one thread only."""
-        self._progress = replace(self._progress, **fields)
+        """Changes fields of the progress. May be called by any thread."""
+        with self._lock:
+            self._progress = replace(self._progress, **fields)
         self._changed.set()
 
     def close(self) -> None:
@@ -94,9 +104,11 @@ class Reporter:
             self._thread.join(2 * _TIMEOUT_SECONDS)
 
     def _run(self) -> None:
-        while self._changed.wait() and not self._closed.is_set():
-            self._send()
-            self._closed.wait(self._interval)
+        while not self._closed.is_set():
+            self._changed.wait(self._heartbeat)
+            if not self._closed.is_set():
+                self._send()
+                self._closed.wait(self._interval)
         self._send()
 
     def _send(self) -> None:

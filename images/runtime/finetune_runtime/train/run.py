@@ -49,7 +49,7 @@ class Run:
         self._reported = 0.0  # time of a monotonic clock
         self._begun: tuple[int, float] | None = None  # step and time at which the current process began to train
         self._too_large: list[int] = []
-        self.uploader = Uploader(store, config.prefix, config.checkpoints.keep, before=self.upload_report)
+        self.uploader = Uploader(store, config.prefix, config.checkpoints.keep, before=self.upload_report, committed=self._on_committed)
         self.checkpoint: Path | None = None  # local, the newest
         self._finished = False
         self.diverged = ""
@@ -66,6 +66,7 @@ class Run:
             self._metrics.restore(start.metrics, candidate.step, micro)
             self._update(step=candidate.step, total_steps=candidate.manifest.total_steps, resumed_from=candidate.step)
             self._update(committed_step=candidate.step, loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
+        reporter.update(checkpoint_step=self.summary.committed_step, resumed_from=self.summary.resumed_from)
 
     def is_finished(self) -> bool:
         """Whether the last step's checkpoint is there."""
@@ -256,6 +257,10 @@ class Run:
         manifest = self._manifest(Kind.CHECKPOINT, event.step, self._metrics.at(event.step, "evalLoss"), details)
         self.uploader.submit(Staged(staged, manifest.model_copy(update={"final": event.final})))
         self._reporter.update(phase=Phase.TRAINING)
+
+    def _on_committed(self, step: int) -> None:
+        """Called by the uploader's thread."""
+        self._reporter.update(checkpoint_step=step)
 
     def _manifest(self, kind: Kind, step: int, eval_loss: float | None, details: dict[str, object]) -> Manifest:
         dataset = self._start.dataset
