@@ -88,6 +88,10 @@ REFUSED_JOBS = [
     pytest.param(one_source("hf://datasets/squad"), SOURCE, "write hf://datasets/OWNER/NAME[/PATH][@REVISION]", id="hub data without its owner"),
     pytest.param(one_source("hf://datasets/a/b@"), SOURCE, "write hf://datasets/OWNER/NAME[/PATH][@REVISION]", id="hub data at no revision"),
     pytest.param(one_source("https://example.com"), SOURCE, "write https://HOST/PATH, without a user name or password", id="a host without a path"),
+    *(
+        pytest.param(one_source(f"https://{host}/latest/meta-data"), SOURCE, "never reads link-local or loopback addresses", id=f"{host} as a web server")
+        for host in ("169.254.169.254", "169.254.169.254:80", "127.0.0.1", "localhost:8443", "[::1]", "[fe80::1]")
+    ),
     pytest.param(one_source("https://me:secret@example.com/a"), SOURCE, "without a user name or password", id="a password in a URL"),
     pytest.param(one_source("s3://datasets/a", samples=0), "spec.dataset.train[0].samples", "greater than or equal to 1", id="no rows of a file"),
     pytest.param({"storage": {"s3": {"uri": "models/finetune"}}}, "spec.storage.s3.uri", "should match", id="a bucket without its scheme"),
@@ -112,14 +116,19 @@ REFUSED_JOBS = [
         "set inference.engine to Swift, or inference.quantization to None",
         id="an 8-bit base on vLLM",
     ),
+    pytest.param(
+        {"ttlSecondsAfterFinished": 60, "inference": {}},
+        "spec.ttlSecondsAfterFinished",
+        "would delete the endpoint together with the job: name the endpoint with inference.endpoint",
+        id="a time to live for a job that owns its endpoint",
+    ),
+    pytest.param({"queue": {"name": "team a"}}, "spec.queue.name", "should match", id="a queue whose name is no label"),
+    pytest.param({"queue": {"name": "a", "priorityClass": "-"}}, "spec.queue.priorityClass", "should match", id="a priority whose name is no label"),
+    pytest.param({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds", "greater than or equal to 1", id="no time at all"),
     # what this version does not do
     pytest.param({"resources": {"gpus": 2}}, "spec.resources.gpus", f"training on more than one GPU {NOT_YET}", id="two GPUs"),
     pytest.param({"resources": {"nodes": 2}}, "spec.resources.nodes", f"training on more than one node {NOT_YET}", id="two nodes"),
-    pytest.param({"resources": {"gpuMemory": "8Gi"}}, "spec.resources.gpuMemory", NOT_YET, id="the memory of a GPU"),
-    pytest.param({"queue": {"name": "team-a"}}, "spec.queue", f"queueing with Kueue {NOT_YET}", id="a queue"),
     pytest.param({"evaluation": {}}, "spec.evaluation", f"the evaluation gate {NOT_YET}", id="a gate"),
-    pytest.param({"activeDeadlineSeconds": 60}, "spec.activeDeadlineSeconds", f"a deadline {NOT_YET}", id="a deadline"),
-    pytest.param({"ttlSecondsAfterFinished": 60}, "spec.ttlSecondsAfterFinished", f"deletion of finished jobs {NOT_YET}", id="a time to live"),
     pytest.param({"training": {"packing": "On"}}, "spec.training.packing", f"packing: On {NOT_YET}", id="packing"),
     pytest.param(
         {"inference": {"resources": {"gpus": 2}}}, "spec.inference.resources.gpus", f"serving on more than one GPU {NOT_YET}", id="serving on two GPUs"

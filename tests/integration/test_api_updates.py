@@ -63,6 +63,8 @@ def test_an_endpoint_cannot_be_added_later(kubectl: Kubectl) -> None:
         pytest.param({"retries": {"limit": 5}}, id="more retries"),
         pytest.param({"retries": {"backoffSeconds": 5}}, id="faster retries"),
         pytest.param({"suspend": True, "retries": {"limit": 0}}, id="both at once"),
+        pytest.param({"activeDeadlineSeconds": 600}, id="a deadline that was not there"),
+        pytest.param({"schedulingTimeoutSeconds": 600}, id="how long it waits for a node"),
     ],
 )
 def test_how_it_runs_can_change(kubectl: Kubectl, job: str, change: dict[str, Any]) -> None:

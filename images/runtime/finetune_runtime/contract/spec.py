@@ -26,6 +26,10 @@ def rules(*entries: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": list(entries)})
 
 
+# Said at once where a URI names them; names that lead to such addresses are refused where they are looked up.
+_NEVER = r"(169[.]254[.][0-9.]+|127[.][0-9.]+|0[.]0[.]0[.]0|localhost|[[](::1?|fe80:[0-9a-f:]*)[]])"
+
+
 def uri_rules(what: str, forms: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """CEL rules for a field that holds a URI. `forms`: for each beginning, the pattern of what follows it and its form in words.
 
@@ -37,6 +41,8 @@ def uri_rules(what: str, forms: dict[str, tuple[str, str]]) -> dict[str, Any]:
     for beginning, (pattern, form) in forms.items():
         rule = f"!self.startsWith('{beginning}') || self.matches('^{beginning}{pattern}$')"
         found.append({"rule": rule, "message": f"write {beginning}{form}"})
+    if "https://" in forms:
+        found.append({"rule": f"!self.matches('^https://{_NEVER}(:[0-9]+)?/')", "message": "https:// never reads link-local or loopback addresses"})
     return {"x-kubernetes-validations": found}
 
 
