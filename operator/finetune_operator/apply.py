@@ -42,7 +42,7 @@ class Applier:
             try:
                 await self._cluster.create(body)
             except AlreadyExistsError:
-                await self._check_owner(body, namespace, uid, conflicts)
+                self._is_ours(body, await self._cluster.get(ref_of(body), namespace), uid, conflicts)
         for body in plan.propose:
             await self._cluster.apply(body, names.CANDIDATE_MANAGER)
         for ref in plan.delete:
@@ -56,20 +56,21 @@ class Applier:
         known, since = self._applied.get((namespace, ref), ({}, 0.0))
         if known == body and 0 <= self._clock() - since < TRUST:
             return
-        if await self._check_owner(body, namespace, uid, conflicts):
-            await self._cluster.apply(body, names.FIELD_MANAGER)
+        found = await self._cluster.get(ref, namespace)
+        if self._is_ours(body, found, uid, conflicts):
+            # With its UID: what was deleted and made anew by somebody since we looked is not written to.
+            exactly = {"uid": found["metadata"]["uid"]} if found else {}
+            await self._cluster.apply({**body, "metadata": {**body["metadata"], **exactly}}, names.FIELD_MANAGER)
             self._applied[namespace, ref] = (body, self._clock())
 
-    async def _check_owner(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> bool:
+    @staticmethod
+    def _is_ours(body: Body, found: Body | None, uid: str, conflicts: list[str]) -> bool:
         """Whether an object is ours or missing; else it is noted as a conflict.
 
         An object without any controller counts as ours only where we would make one without: a named endpoint.
         """
-        found = await self._cluster.get(ref_of(body), namespace)
-        if found is None:
-            return True
         expected = uid if body["metadata"].get("ownerReferences") else ""
-        if owner_uid(found) == expected:
+        if found is None or owner_uid(found) == expected:
             return True
         conflicts.append(f"{body['kind']} {body['metadata']['name']}")
         return False

@@ -149,11 +149,14 @@ def _completed(job: JobView, mine: list[PodView], base: StepState, record: Attem
         found = result(done.ended)
         ended = record.model_copy(update={"ended_at": done.ended.finished_at or clock.text(now), "reason": Reason.COMPLETED, "exit_code": 0})
         return replace(base, stand=Stand.DONE, reason=Reason.COMPLETED, message=found.message if found else "", record=ended, result=found)
+    if record.ended_at and record.reason == Reason.RESULT_LOST:
+        return _after_failure(record, view.failures, view.retries, now, waited=record.number)
     since = clock.seconds(job.finished_at) if job.finished_at else now
     if now < since + RESULT_PATIENCE:
         return replace(base, reason=Reason.RUNNING, message="waiting for the result", retry_in=RESULT_PATIENCE)
+    # Nobody's failure, and a try that finds everything done takes seconds.
     lost = Failure(
-        Reason.RESULT_LOST, "the pod was deleted before its result was read; the next attempt finds what it committed", None, terminal=False, counts=True
+        Reason.RESULT_LOST, "the pod was deleted before its result was read; the next attempt finds what it committed", None, terminal=False, counts=False
     )
     return replace(_failed(lost, record, view.failures, view.retries, now, job.finished_at), by_absence=True)
 
@@ -173,7 +176,8 @@ def step_state(view: StepView, now: float) -> StepState:
     if record.pod and (why := _interruption(before, view.preempted) if before else view.preempted):
         record = record.model_copy(update={"interrupted_by": why})
     replaced = bool(pod and record.pod and pod.name != record.pod)
-    if pod:
+    # A pod of before a suspension is no news: it was taken out of the record because nobody interrupted it.
+    if pod and (record.pod or pod.alive or job.complete or job.failed):
         record = record.model_copy(update={"pod": pod.name, "node": pod.node or record.node, "started_at": record.started_at or pod.created_at})
     base = StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "", record, view.failures, replaced, pod)
     if job.complete:

@@ -159,8 +159,10 @@ class TestSuspended:
     def test_the_pod_that_a_user_stopped_was_not_interrupted(self) -> None:
         running = decide(state(PREPARED_STEP, job(TRAIN), self.RUNNING), SETTINGS, NOW)
         held = decide(state(PREPARED_STEP, job(TRAIN, suspended=True), spec={"suspend": True}, status=running.status), SETTINGS, NOW)
+        old = pod(TRAIN, uid="old", phase="Running", gone=True)
+        before = decide(state(PREPARED_STEP, job(TRAIN), old, status=held.status), SETTINGS, NOW + 500)
         fresh = pod(TRAIN, name="p2", phase="Running", running=True, created_at=LATER)
-        plan = decide(state(PREPARED_STEP, job(TRAIN), fresh, status=held.status), SETTINGS, NOW + 600)
+        plan = decide(state(PREPARED_STEP, job(TRAIN), old, fresh, status=before.status), SETTINGS, NOW + 600)
         assert (plan.status["interruptions"], plan.status["attempts"][-1]["pod"]) == (0, "p2")
 
     def test_a_job_that_is_at_its_goal_is_not_reconciling(self) -> None:

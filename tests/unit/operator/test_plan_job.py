@@ -227,6 +227,11 @@ class TestThingsThatVanish:
         plan = settle(state(job(PREP, complete=True, finished_at=START)), NOW + 60)
         assert names(plan.create) == ["Job/support-prep-2"]
 
+    def test_a_result_that_is_lost_is_not_counted_however_often_it_is_looked_at(self) -> None:
+        lost = job(PREP, complete=True, finished_at=START)
+        plan = settle(state(lost, spec={"retries": {"limit": 0}}), NOW + 20)
+        assert (plan.status["phase"], plan.status["failures"], plan.status["attempts"][0]["reason"]) == ("Preparing", {}, "ResultLost")
+
     def test_success_without_an_adapter_is_not_believed(self) -> None:
         plan = settle(state(PREPARED_STEP, done(TRAIN, result("train"))))
         assert (plan.status["phase"], "without a committed adapter" in plan.status["message"]) == ("Failed", True)
