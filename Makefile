@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit integration runtime test-kill bench-upload gpu-image gpu e2e
+.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -28,8 +28,12 @@ generated: venv ## Generated files are up to date
 	@$(PY) hack/generate.py --check
 unit: venv ## Pure tests, seconds
 	@.venv/bin/pytest tests/unit
+simulate: venv ## The operator in random schedules of faults; SEEDS=, COVERAGE=1; SEED=k replays one with its trace
+	@$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000)) $(if $(COVERAGE),--coverage)
 integration: venv ## Against a real API server (control plane only)
 	@.venv/bin/pytest tests/integration
+test-crash: venv ## The operator killed at 50 random moments: every job ends as it would have; KILLS=, SEED=
+	@.venv/bin/pytest -q -s tests/crash --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
 	@hack/runtime-tests.sh --ignore tests/runtime/test_serve_vllm.py tests/runtime
 	@hack/runtime-tests.sh tests/kill

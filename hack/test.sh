@@ -29,11 +29,14 @@ stage lint make --no-print-directory lint
 stage types make --no-print-directory types
 stage layers make --no-print-directory layers
 stage unit make --no-print-directory unit
+stage simulation .venv/bin/pytest tests/simulation
+stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-20000}"
 stage generated make --no-print-directory generated
 stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3
 stage runtime make --no-print-directory runtime
 stage gpu-image make --no-print-directory gpu-image
 stage integration make --no-print-directory integration
+stage crash make --no-print-directory test-crash KILLS=12
 stage e2e make --no-print-directory e2e
 [ -n "${KEEP_CLUSTER:-}" ] || tests/devcluster/down
 

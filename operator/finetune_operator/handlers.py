@@ -6,13 +6,14 @@ operator is down.
 
 import asyncio
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import kopf
 
-from . import names
+from . import job_metrics, names
 from .api import GROUP, VERSION
 from .kube import Cluster
 from .objects import Key
@@ -37,7 +38,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.progress = ProgressStore()
-        self.pods: Any = None
+        self.caches: Any = None
         self.reconciler: Reconciler | None = None
         self.queue: WorkQueue[Key] = WorkQueue(self._work, settings.workers)
         self.ready = False
@@ -49,7 +50,12 @@ class Runtime:
         return await self.reconciler.reconcile(key) if self.reconciler else 1.0
 
     def _is_worker(self, namespace: str, job: str, pod: str, uid: str) -> bool:
-        return any(view.name == pod and view.uid == uid for view in self.pods.get((namespace, job), ()))
+        # Serving pods are cached under their endpoint's name, which may be the job's: the job's UID tells them apart.
+        owners = {raw["metadata"]["uid"] for raw in self.caches.finetunejobs.get((namespace, job), ())}
+        return any(view.name == pod and view.uid == uid and view.job_uid in owners for view in self.caches.pods.get((namespace, job), ()))
+
+    def _finetunejobs(self) -> Iterator[Mapping[str, Any]]:
+        return (raw for found in self.caches.finetunejobs.values() for raw in found)
 
     def _reported(self, key: tuple[str, str]) -> None:
         self.queue.add_after(Key("FineTuneJob", *key), self.settings.progress_seconds)
@@ -57,7 +63,7 @@ class Runtime:
     async def start(self, caches: Caches) -> None:
         """Connect, serve, and begin to work."""
         cluster = await Cluster.connect()
-        self.pods = caches.pods
+        self.caches = caches
         host = urlsplit(self.settings.status_url).hostname
         identity = make_identity(host) if host else None
         self.reconciler = Reconciler(cluster, self.settings, caches, self.progress, identity.certificate if identity else "")
@@ -67,6 +73,7 @@ class Runtime:
             self._runners.append(await serve(server.app(), self.settings.status_port, identity.context))
         self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
         self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))
+        job_metrics.watch(self._finetunejobs, self.progress.latest)
 
     async def _settle(self) -> None:
         # In an empty cluster no event ever comes: the first lists are through long before this.

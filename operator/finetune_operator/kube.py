@@ -8,6 +8,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
 
+from . import metrics
 from .plan.types import Body, Ref
 
 TIMEOUT = 30  # seconds for one request
@@ -57,6 +58,15 @@ class Cluster:
         return cls(await DynamicClient(await login()))
 
     async def _call(self, verb: str, ref: Ref, namespace: str | None, *, subresource: str = "", **kwargs: Any) -> Body:
+        try:
+            answer = await self._request(verb, ref, namespace, subresource=subresource, **kwargs)
+        except ApiError as error:
+            metrics.api_request(verb, ref.kind, error.status)
+            raise
+        metrics.api_request(verb, ref.kind)
+        return answer
+
+    async def _request(self, verb: str, ref: Ref, namespace: str | None, *, subresource: str, **kwargs: Any) -> Body:
         try:
             resource = await self._dynamic.resources.get(api_version=ref.api_version, kind=ref.kind)
             target = resource.subresources[subresource] if subresource else resource

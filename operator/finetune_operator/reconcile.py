@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from . import clock, events
+from . import clock, events, metrics
 from .api import API_VERSION
 from .api.finetunejob import FineTuneJob
 from .api.meta import Condition, ConditionType, Owner
@@ -191,6 +191,7 @@ class Reconciler:
         except ApiError:  # an answer that is lost does not mean that nothing was written
             self._objects.unsure(key)
             raise
+        metrics.status_writes.labels(kind=key.kind).inc()
         after = [Condition.model_validate(c) for c in plan.status.get("conditions", [])]
         for item in events.news(before, after):
             log.info("%s: %s: %s", key, item.reason, item.message)

@@ -10,11 +10,15 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hack.helm import RELEASE, objects
+from tests.integration.history import History
 from tests.integration.kubectl import Kubectl
+from tests.integration.operator_process import Namespace, Operator, wait
+from tests.integration.rest import Rest
 
 ROOT = Path(__file__).resolve().parents[2]
 UP, DOWN = 0, 3  # exit codes of tests/devcluster/status
@@ -71,3 +75,62 @@ def operator_kubeconfig(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFacto
     path.write_text(json.dumps(config))
     yield path
     kubectl("delete", "-f", "-", stdin=rights)
+
+
+@pytest.fixture(scope="module")
+def rest(kubectl: Kubectl) -> Iterator[Rest]:
+    """Plain HTTP in the module's namespace."""
+    found = Rest(kubectl)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def process(operator_kubeconfig: Path, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator of the module's namespace, not yet started."""
+    found = Operator(operator_kubeconfig, kubectl.namespace, tmp_path_factory.mktemp("operator") / "log")
+    yield found
+    code = found.stop()
+    print(found.log())
+    assert code == 0
+    assert "Traceback" not in found.log()
+
+
+@pytest.fixture
+def operator(process: Operator) -> Iterator[Operator]:
+    """The operator, up."""
+    if not process.running:
+        process.start()
+    yield process
+
+
+@pytest.fixture(scope="module")
+def history(kubectl: Kubectl) -> Iterator[History]:
+    """What happens in the module's namespace. It must never show what is not so."""
+    found = History(Rest(kubectl))
+    yield found
+    found.close()
+    assert found.lies() == []
+
+
+@pytest.fixture
+def here(kubectl: Kubectl, rest: Rest) -> Iterator[Namespace]:
+    """The module's namespace, empty of ours before and after."""
+    namespace = Namespace(kubectl, rest)
+    yield namespace
+    kubectl("delete", "finetunejobs,modelendpoints", "--all", "--wait=true", "--timeout=30s")
+    wait("an empty namespace", lambda: not _left(namespace) or namespace.reap(), 60)
+
+
+def _left(namespace: Namespace) -> list[dict[str, Any]]:
+    ours = "app.kubernetes.io/managed-by=finetune-operator"
+    return namespace.items("jobs,pods,deployments,configmaps", ours) + namespace.items("pods")
+
+
+@pytest.fixture(scope="module")
+def node(kubectl: Kubectl, rest: Rest) -> Iterator[str]:
+    """Name of a node that is there by name only: pods that are bound to it end when a test says so, not when they are deleted."""
+    name = f"node-{kubectl.namespace}"
+    rest.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    yield name
+    rest.delete("nodes", name)

@@ -2,75 +2,9 @@
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from tests.integration.kubectl import Kubectl
+from tests.integration.job import PREPARED, TRAINED, finetunejob, phase, prepared, reason
 from tests.integration.operator_process import Namespace, Operator, wait
-
-ADAPTER = {"uri": "s3://models/ft/x/adapter", "manifestSha256": "a" * 64}
-PREPARED = json.dumps({"step": "prepare", "reason": "Completed", "message": "120 rows", "data": {"trainRows": 120, "validationRows": 6}})
-TRAINED = json.dumps({"step": "train", "reason": "Completed", "message": "40 steps", "train": {"step": 40, "totalSteps": 40, "loss": 0.5, "adapter": ADAPTER}})
-
-
-def finetunejob(name: str = "support", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"source": "s3://models/base", "type": "qwen3", "template": "qwen3"},
-            "dataset": {"train": [{"source": "s3://data/train.jsonl"}]},
-            "storage": {"s3": {"uri": "s3://models/ft", "endpoint": "http://s3:7070", "secretRef": {"name": "s3"}}},
-            "retries": {"limit": 1, "backoffSeconds": 1},
-            **spec,
-        },
-    }
-
-
-@pytest.fixture
-def here(kubectl: Kubectl) -> Iterator[Namespace]:
-    namespace = Namespace(kubectl)
-    yield namespace
-    kubectl("delete", "finetunejobs,modelendpoints", "--all", "--wait=true", "--timeout=30s")
-    wait("an empty namespace", lambda: not namespace.items("jobs,pods,deployments", "app.kubernetes.io/managed-by=finetune-operator") or _reap(namespace), 60)
-
-
-def _reap(namespace: Namespace) -> bool:
-    """There is no kubelet that would confirm the end of deleted pods."""
-    namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
-    return False
-
-
-@pytest.fixture(scope="module")
-def process(operator_kubeconfig: Path, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    found = Operator(operator_kubeconfig, kubectl.namespace, tmp_path_factory.mktemp("operator") / "log")
-    yield found
-    code = found.stop()
-    print(found.log())
-    assert code == 0
-
-
-@pytest.fixture
-def operator(process: Operator) -> Iterator[Operator]:
-    if not process.running:
-        process.start()
-    yield process
-
-
-def prepared(here: Namespace) -> None:
-    here.end(here.pod("Prepare")["metadata"]["name"], 0, PREPARED)
-
-
-def phase(here: Namespace, wanted: str, name: str = "support") -> dict[str, Any]:
-    return wait(f"phase {wanted}", lambda: s if (s := here.status(name)).get("phase") == wanted else {})
-
-
-def reason(here: Namespace, wanted: str, name: str = "support") -> dict[str, Any]:
-    return wait(f"reason {wanted}", lambda: s if (s := here.status(name)).get("reason") == wanted else {})
 
 
 def test_from_apply_to_a_served_version(operator: Operator, here: Namespace) -> None:
@@ -154,6 +88,7 @@ def test_a_name_that_is_taken_is_said_and_the_others_object_is_left_alone(operat
     assert "Job support-prep-1" in reason(here, "NameConflict")["message"]
     assert here.get("job", "support-prep-1")["metadata"]["uid"] == uid
     here.kubectl("delete", "job", "support-prep-1")
+    reason(here, "Starting", seconds=45)
     assert here.pod("Prepare"), "the job goes on once the name is free"
 
 

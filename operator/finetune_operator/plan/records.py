@@ -4,7 +4,7 @@ from finetune_operator import clock
 from finetune_operator.api.jobstatus import ArtifactStatus, Attempt, DatasetStatus, Progress, RunStatus
 from finetune_operator.api.meta import ConditionType
 from finetune_operator.observe import PodView
-from finetune_operator.progress import STALE_AFTER
+from finetune_operator.progress import STALE_AFTER, shown_in
 from finetune_runtime.contract.result import StepResult
 
 from .draft import Draft
@@ -67,9 +67,10 @@ def observe_progress(draft: Draft) -> None:
     if draft.conditions.is_true(ConditionType.TRAINED):
         return  # the result has the last word
     reported, known = draft.seen.progress, draft.status.progress
-    newer = reported and (known is None or (reported.updated_at or "") >= (known.updated_at or ""))
+    wait = shown_in(reported, known) if reported else None
+    draft.requeue(wait or None)
     # A new pod that is still loading reports no total yet: what is known stays.
-    if reported and newer and (reported.total_steps or known is None):
+    if reported and wait == 0 and (reported.total_steps or known is None):
         # Right after a restart the pod has no loss yet: keep showing the last one.
         keep = {k: v for k, v in (known.dump() if known else {}).items() if k in ("loss", "evalLoss")}
         taken = Progress.model_validate({**keep, **reported.dump()})

@@ -1,0 +1,150 @@
+"""One schedule: a world from its seed, run through its faults to its rest."""
+
+import traceback
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune_operator.names import LABEL_JOB
+from finetune_operator.objects import Key as ObjectKey
+from finetune_operator.reconcile import RESYNC
+from finetune_runtime.contract.result import TrainerStatus
+
+from .api import Api, Raw, deleting
+from .deployments import Deployments
+from .disturbances import disturb
+from .faults import weather
+from .invariants import Invariants, fail, final
+from .jobs import JobController
+from .kubelet import Kubelets, config_of
+from .kueue import Kueue
+from .process import Process
+from .quiescence import waits_for
+from .storage import Storage
+from .trainer import Runs
+from .user import NAMESPACE, Users
+from .watches import WATCHED
+from .world import START, ViolationError, World
+
+STORMY = 2400.0  # seconds in which faults happen
+PATIENCE = 650.0  # seconds without any change after which nothing more is expected: longer than any deadline that users give
+LIMIT = 10_000  # events of a schedule that never comes to rest
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a schedule went."""
+
+    seed: int
+    trace: list[str] | None  # where it was asked for
+    hits: set[str]  # what the schedule came by
+    invariant: str = ""
+    violation: str = ""
+    events: int = 0
+    rounds: int = 0
+
+
+class Schedule:
+    """All actors of one world."""
+
+    def __init__(self, world: World, **fixed: Any) -> None:
+        """`fixed` are fields of the weather that are not left to chance."""
+        self.world = world
+        self.weather = conditions = replace(weather(world.random, WATCHED), **fixed)
+        self.api = api = Api(world)
+        self.storage = Storage()
+        self.jobs = JobController(world, api, 3.0 if conditions.storm else 0.5)
+        self.runs = Runs(world, api, self.storage, conditions, self._report, self._begun)
+        self.kubelets = Kubelets(world, api, 2, self.runs.start)
+        self.process = Process(world, api, conditions)
+        self.kueue = Kueue(world, api, 2.0 if conditions.storm else 0.5)
+        self.deployments = Deployments(world, api)
+        self.invariants = Invariants(world, api, self.storage, self.kubelets, self.process, self.deployments)
+        self.users = Users(world, api, conditions)
+        self.users.invariants = self.invariants
+        self.users.submit("alpha")
+        if conditions.second_job:
+            world.after(world.delay(0, 600), self.users.submit, "beta")
+        for _ in range(conditions.edits):
+            world.after(world.delay(0, conditions.window), self.users.act)
+        for _ in range(conditions.disturbances):
+            world.after(world.delay(0, conditions.window), disturb, self)
+
+    def run(self) -> None:
+        """Storm, then calm, then rest. Raises ViolationError."""
+        self._weather_on()
+        self._calm()
+        self._settle()
+        self.invariants.at_rest()
+        self._quiescent()
+
+    def _weather_on(self) -> None:
+        """Until nothing happens any more, or long enough."""
+        world, effects, since = self.world, 0, self.world.now
+        while (world.busy or world.now < since + RESYNC + 20) and world.step(START + STORMY):
+            self._bounded()
+            if effects != self.api.effects:
+                effects, since = self.api.effects, world.now
+
+    def _bounded(self) -> None:
+        if self.world.events > LIMIT:
+            fail("every schedule comes to rest", f"{LIMIT} events, and still something happens")
+
+    def _calm(self) -> None:
+        """No more faults; what was broken for a while is mended, what is missing for good stays so."""
+        self.world.note("world", "calm from here on")
+        self.weather.calm_down()
+        self.process.requests.again()
+
+    def _settle(self) -> None:
+        """Run until nothing has changed for long."""
+        world, effects, since = self.world, self.api.effects, self.world.now
+        while world.busy or world.now - since < PATIENCE:
+            if not world.step(since + PATIENCE if not world.busy else float("inf")):
+                break
+            self._bounded()
+            if effects != self.api.effects:
+                effects, since = self.api.effects, world.now
+
+    def _quiescent(self) -> None:
+        """Planning after applying is empty, and whoever is not final waits for something that is really missing."""
+        before, effects = self.process.cluster.writes, self.api.effects
+        jobs = self.api.all("FineTuneJob")
+        for _ in range(2):
+            for raw in (*jobs, *self.api.all("ModelEndpoint")):
+                self.process.add(ObjectKey(raw["kind"], NAMESPACE, raw["metadata"]["name"]))
+            while self.world.busy:
+                self.world.step(float("inf"))
+        # Whoever waits for a name tries to take it, which is a request and no change.
+        tries = any(raw["status"].get("reason") == "NameConflict" for raw in jobs)
+        if self.api.effects != effects or (self.process.cluster.writes != before and not tries):
+            fail("planning after applying is empty", f"{self.process.cluster.writes - before} writes while nothing changes")
+        for raw in self.api.all("FineTuneJob"):
+            if not final(raw) and not deleting(raw) and not waits_for(raw, self.api, self.kubelets, self.kueue, self.deployments):
+                status = raw["status"]
+                fail("every job ends or says what it waits for", f"{status.get('phase')} {status.get('reason')}: {status.get('message')}")
+
+    def _begun(self, pod: Raw, uid: str, start: int) -> None:
+        self.invariants.begun(pod, uid, start)
+
+    def _report(self, pod: Raw, status: TrainerStatus) -> None:
+        """A pod reports, over TLS with the certificate that its ConfigMap holds by now."""
+        meta = pod["metadata"]
+        config = self.api.get("ConfigMap", (meta["namespace"], config_of(pod)))
+        if config and config["data"].get("status-ca.crt") == self.process.ca:
+            self.world.hits.add("progress is reported")
+            self.process.report(meta["namespace"], meta["labels"][LABEL_JOB], meta["name"], status)
+
+
+def run(seed: int, *, traced: bool = False, **fixed: Any) -> Outcome:
+    """Run the schedule of a seed; `fixed` are fields of the weather that are not left to chance."""
+    world = World(seed, traced=traced)
+    outcome = Outcome(seed, world.trace, world.hits)
+    try:
+        Schedule(world, **fixed).run()
+    except ViolationError as error:
+        outcome.invariant, outcome.violation = error.invariant, str(error)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is a fault, of the operator or of the model
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        outcome.invariant, outcome.violation = "no exception", f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+    outcome.events, outcome.rounds = world.events, world.rounds
+    return outcome

@@ -1,0 +1,78 @@
+"""The simulation holds, is the same each time, and can fail."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .mutants import MUTANTS, Mutant, applied
+from .schedule import run
+
+SCHEDULES = 400
+ENOUGH = 800  # schedules after which a mutant must have been caught
+REPLAYED = (3, 44, 112)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_the_operator_keeps_its_promises_in_the_first_schedules() -> None:
+    broken = [f"seed {seed}: {outcome.violation}" for seed in range(SCHEDULES) if (outcome := run(seed)).violation]
+    assert not broken, "\n".join([*broken, "replay one with: make simulate SEED=..."])
+
+
+def test_the_first_schedules_come_by_what_they_are_there_for() -> None:
+    hits = set().union(*(run(seed).hits for seed in range(SCHEDULES)))
+    wanted = {
+        *(f"phase {phase}" for phase in ("Pending", "Preparing", "Queued", "Training", "Deploying", "Suspended", "Succeeded", "Failed")),
+        *(f"fault {fault}" for fault in ("crash_before", "crash_after", "refused", "unanswered", "late_event", "lost_watch", "long_downtime", "clock", "upgrade")),
+        "node death", "node partition", "kueue preempts", "user deletes FineTuneJob", "user deletes namespace", "progress is reported",
+        "reason DeadlineExceeded", "reason GPUTooSmall", "reason NameConflict", "reason SecretNotFound", "reason VolumeNotFound",
+    }  # fmt: skip
+    assert wanted <= hits, wanted - hits
+
+
+@pytest.mark.parametrize("seed", REPLAYED)
+def test_a_seed_gives_the_same_trace_in_every_process(seed: int) -> None:
+    def trace(hash_seed: str) -> str:
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": "operator:images/runtime:."}
+        command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed)]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False).stdout
+
+    first = trace("1")
+    assert len(first.splitlines()) > 20
+    assert trace("2") == first
+
+
+def test_a_trace_changes_nothing() -> None:
+    for seed in REPLAYED:
+        bare, traced = run(seed), run(seed, traced=True)
+        assert (bare.events, bare.rounds, bare.hits, bare.violation) == (traced.events, traced.rounds, traced.hits, traced.violation)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_wrong_operator_is_caught(mutant: Mutant) -> None:
+    found: set[str] = set()
+    with applied(mutant):
+        for seed in range(ENOUGH):
+            found.add(run(seed, **mutant.weather).invariant)
+            if found & set(mutant.caught_by):
+                return
+    pytest.fail(f"{mutant.name}: not caught by {mutant.caught_by} in {ENOUGH} schedules, only by {found - {''}}")
+
+
+def test_every_invariant_has_a_wrong_operator_that_it_catches() -> None:
+    source = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py") if not file.name.startswith(("test_", "mutants")))
+    invariants = set(re.findall(r'(?:fail|ViolationError)\(\s*"([^"]+)"', source)) | {"no exception"}
+    assert len(invariants) > 20
+    assert invariants == {name for mutant in MUTANTS for name in mutant.caught_by}
