@@ -19,11 +19,13 @@ def main() -> int:
     kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # kopf tells of every event; we tell of every decision
     logging.getLogger(__name__).info("finetune-operator %s", __version__)
+    runtime = Runtime(config)
     kopf.run(
         standalone=True,
         clusterwide=not config.watch_namespaces,
         namespaces=config.watch_namespaces,
-        memo=kopf.Memo(runtime=Runtime(config)),
+        memo=kopf.Memo(runtime=runtime),
+        stop_flag=runtime.ended,
     )
     return 0
 

@@ -7,6 +7,7 @@ operator is down.
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ import kopf
 
 from . import job_metrics, names
 from .api import GROUP, VERSION
-from .kube import Cluster
+from .kube import ApiError, Cluster
 from .objects import Key
 from .observe import deployment_view, job_view, pod_view, workload_view
 from .plan.types import Ref
@@ -28,6 +29,7 @@ from .tls import make_identity
 
 log = logging.getLogger(__name__)
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
+KUEUE_EVERY = 30.0  # seconds
 OURS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 _OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"))
 
@@ -42,6 +44,7 @@ class Runtime:
         self.reconciler: Reconciler | None = None
         self.queue: WorkQueue[Key] = WorkQueue(self._work, settings.workers)
         self.ready = False
+        self.ended = asyncio.Event()  # this process wants to end
         self._tasks: list[asyncio.Task[None]] = []
         self._runners: list[Any] = []
 
@@ -73,12 +76,25 @@ class Runtime:
             self._runners.append(await serve(server.app(), self.settings.status_port, identity.context))
         self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
         self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))
+        if not await cluster.serves("/".join(KUEUE), "workloads"):
+            self._tasks.append(asyncio.create_task(self._await_kueue(cluster, caches.jobs), name="Kueue"))
         job_metrics.watch(self._finetunejobs, self.progress.latest)
 
     async def _settle(self) -> None:
         # In an empty cluster no event ever comes: the first lists are through long before this.
         await asyncio.sleep(5)
         self.ready = True
+
+    async def _await_kueue(self, cluster: Cluster, jobs: Any) -> None:
+        """Where Kueue comes later: kopf looks at its start which kinds there are, so this process ends for one that watches its Workloads."""
+        while True:
+            await asyncio.sleep(KUEUE_EVERY)
+            waiting = any(job.queue and job.live for found in list(jobs.values()) for job in found)
+            with suppress(ApiError):
+                if waiting and await cluster.serves("/".join(KUEUE), "workloads"):
+                    log.info("Kueue has been installed: ending, so that the process that comes next watches its Workloads")
+                    self.ended.set()
+                    return
 
     async def stop(self) -> None:
         """End in reverse order."""

@@ -1,17 +1,20 @@
 """The Kubernetes API as this operator uses it. The only module that knows the client library."""
 
 import json
+import logging
 from typing import Any
 
 from aiohttp import ClientError
 from kubernetes.aio import client, config
 from kubernetes.aio.dynamic import DynamicClient
-from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError
+from kubernetes.aio.dynamic.exceptions import ConflictError, DynamicApiError, ForbiddenError, NotFoundError
 
 from . import metrics
 from .plan.types import Body, Ref
 
+log = logging.getLogger(__name__)
 TIMEOUT = 30  # seconds for one request
+UNDECLARED = "field not declared in schema"  # in the API server's words
 
 
 class ApiError(Exception):
@@ -27,7 +30,7 @@ class AlreadyExistsError(ApiError):
 
 
 class GoneError(ApiError):
-    """The object that was meant does not exist any more, or is another one of the same name."""
+    """The object that was meant does not exist any more, or is another one of the same name, or its namespace is going."""
 
 
 def _reason(error: DynamicApiError) -> str:
@@ -74,8 +77,11 @@ class Cluster:
         except NotFoundError as error:
             raise GoneError(404, _reason(error)) from error
         except ConflictError as error:
-            kind = AlreadyExistsError if "already exists" in _reason(error) else GoneError if "UID" in _reason(error) else ApiError
+            kind = AlreadyExistsError if "already exists" in _reason(error) else GoneError if "uid" in _reason(error).lower() else ApiError
             raise kind(409, _reason(error)) from error
+        except ForbiddenError as error:
+            kind = GoneError if "is being terminated" in _reason(error) else ApiError
+            raise kind(403, _reason(error)) from error
         except DynamicApiError as error:
             raise ApiError(error.status or 0, _reason(error)) from error
         except (ClientError, TimeoutError, OSError) as error:
@@ -107,9 +113,17 @@ class Cluster:
     async def apply_status(self, ref: Ref, namespace: str, uid: str, status: Body, manager: str) -> Body:
         """Server-side apply of a whole status. Raises GoneError when the object is not the one of that UID any more."""
         body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name, "namespace": namespace, "uid": uid}, "status": status}
-        return await self._call(
-            "server_side_apply", ref, namespace, subresource="status", body=body, name=ref.name, field_manager=manager, force_conflicts=True
-        )
+        try:
+            return await self._call(
+                "server_side_apply", ref, namespace, subresource="status", body=body, name=ref.name, field_manager=manager, force_conflicts=True
+            )
+        except ApiError as error:
+            if UNDECLARED not in str(error):
+                raise
+            log.warning("the CustomResourceDefinition of %s is older than this operator, apply that of its version: %s", ref.kind, error)
+            # Server-side apply refuses fields that the CRD does not have; this drops them.
+            change = [{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": "/status", "value": status}]
+            return await self._call("patch", ref, namespace, subresource="status", name=ref.name, body=change, content_type="application/json-patch+json")
 
     async def patch(self, ref: Ref, namespace: str, body: Body) -> None:
         """JSON merge patch. An object that is gone is left alone."""
@@ -125,6 +139,17 @@ class Cluster:
             await self._call("delete", ref, namespace, name=ref.name, body=options)
         except GoneError:
             return
+
+    async def serves(self, api_version: str, plural: str) -> bool:
+        """Whether the API server has a kind now; what was discovered before is not asked."""
+        group, version = api_version.split("/")
+        try:
+            answer = await self._dynamic.request("get", f"/apis/{group}/{version}", _request_timeout=TIMEOUT)
+        except NotFoundError:
+            return False
+        except (DynamicApiError, ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, f"{type(error).__name__} {error}") from error
+        return any(found["name"] == plural for found in answer.to_dict()["resources"])
 
     async def review_token(self, token: str, audience: str) -> Body:
         """Status of a TokenReview: authenticated, user (username, uid, groups, extra)."""

@@ -44,7 +44,11 @@ class Objects:
         # A watch that started anew may still show an object of the same name that is gone.
         seen: Raw | None = max(self._stores[key.kind].get((key.namespace, key.name), ()), key=_version, default=None)
         ours = self._written.get(key)
-        if seen is not None and ours is not None and _version(ours) > _version(seen):
+        if seen is None and ours is not None:
+            # The watch may be at the deletion of a predecessor of the same name: what we wrote to its successor must not be forgotten.
+            seen = await self.read(key)
+            ours = None if seen is None else seen
+        if seen is not None and ours is not None and _version(ours) >= _version(seen):
             seen = ours
         else:
             self._written.pop(key, None)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from . import metrics
+from .kube import ApiError
 
 Key = TypeVar("Key", bound=Hashable)
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class WorkQueue(Generic[Key]):
                 count = self._errors[key] = self._errors.get(key, 0) + 1
                 delay = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311  jitter
                 metrics.reconciles.labels(result="error").inc()
-                log.warning("%s: %s; trying again in %.1f s", key, error, delay, exc_info=count == 1)
+                log.warning("%s: %s; trying again in %.1f s", key, error, delay, exc_info=count == 1 and not isinstance(error, ApiError))
                 self.add_after(key, delay)
             else:
                 self._errors.pop(key, None)

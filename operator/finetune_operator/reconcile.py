@@ -30,6 +30,7 @@ from .reasons import Reason
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+LOOK_AGAIN = 5.0  # seconds
 RESYNC = 300.0  # seconds after which an object that is under way is looked at without a cause
 
 
@@ -81,9 +82,11 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """One round. Returns the seconds until the next one is due by itself."""
-        if key.kind == "FineTuneJob":
-            return await self._job(key)
-        return await self._endpoint(key)
+        try:
+            return await (self._job(key) if key.kind == "FineTuneJob" else self._endpoint(key))
+        except GoneError as error:  # it, a child or the namespace has gone since we looked: look again
+            log.info("%s: %s", key, error)
+            return LOOK_AGAIN
 
     async def _job(self, key: Key) -> float | None:
         raw = await self._objects.newest(key)
@@ -110,7 +113,10 @@ class Reconciler:
     async def _decide(self, raw: Mapping[str, Any], *, live: bool) -> tuple[JobState, Plan] | None:
         """What to do about a FineTuneJob; `live`: by what the API server says now. None when it cannot be read."""
         owner = _owner("FineTuneJob", raw)
-        self._uids[Key(owner.kind, owner.namespace, owner.name)] = owner.uid
+        key = Key(owner.kind, owner.namespace, owner.name)
+        if self._uids.get(key, owner.uid) != owner.uid:
+            self._forget(key)  # what is known of a predecessor of the same name is not about this one
+        self._uids[key] = owner.uid
         try:
             job = FineTuneJob.model_validate(raw)
         except ValidationError as error:
@@ -197,5 +203,7 @@ class Reconciler:
             log.info("%s: %s: %s", key, item.reason, item.message)
             try:
                 await self._cluster.create(events.event(owner, item, clock.text(self._now())))
+            except GoneError:
+                return
             except ApiError as error:  # an event that cannot be posted must not hold the work up
                 log.warning("%s: event %s not posted: %s", key, item.reason, error)

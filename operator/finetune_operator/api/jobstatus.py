@@ -48,6 +48,7 @@ class Attempt(Model):
     message: str | None = Field(default=None, max_length=1024, description="What the pod said.")
     exit_code: int | None = Field(default=None, description="Exit code of the last pod.")
     pod: str | None = Field(default=None, description="The last pod.")
+    pod_created_at: str | None = Field(default=None, description="When the last pod was created.")
     node: str | None = Field(default=None, description="Node of the last pod.")
     resumed_from: int | None = Field(default=None, description="Step of the checkpoint it went on from; 0: none.")
     interruptions: int | None = Field(default=None, description="Pods of this try that were taken away: evicted, drained, preempted, lost with their node.")

@@ -83,6 +83,6 @@ def service(owner: Owner, version: str) -> dict[str, Any]:
     }
 
 
-def url(owner: Owner) -> str:
-    """Base URL of the OpenAI-compatible API inside the cluster."""
-    return f"http://{owner.name}.{owner.namespace}.svc.cluster.local/v1"
+def url(endpoint: str, namespace: str) -> str:
+    """Base URL of an endpoint's OpenAI-compatible API inside the cluster."""
+    return f"http://{endpoint}.{namespace}.svc.cluster.local/v1"

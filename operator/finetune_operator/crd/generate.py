@@ -36,7 +36,10 @@ class Kind:
         schema = structural(self.model, without_defaults=("status",))
         # The API server describes these by itself; a description of metadata it even refuses.
         common: dict[str, Schema] = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
-        return schema | {"properties": common | schema["properties"]}
+        properties = common | schema["properties"]
+        # kstatus (helm --wait, Argo CD, Flux) takes an object without any status for done, unless it says that nobody has seen it yet.
+        properties["status"] = properties["status"] | {"default": {"observedGeneration": -1}}
+        return schema | {"properties": properties}
 
     def crd(self) -> dict[str, Any]:
         """CustomResourceDefinition of the kind."""

@@ -93,7 +93,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     serving_view = live.get(current.name) if current else None
     update = {
         "observed_generation": owner.generation,
-        "url": serving.url(owner),
+        "url": serving.url(owner.name, owner.namespace),
         "served_name": spec.served_name or owner.name,
         "ready_replicas": serving_view.ready if serving_view else 0,
         "replicas": serving_view.replicas if serving_view else 0,

@@ -57,9 +57,10 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     """State what Kueue says of the Job under way. True while it has no quota and nothing of it runs."""
     conditions = draft.conditions
     job = next((j for j in live if j.queue and j.step == Step.TRAIN), None)
+    if conditions.is_true(ConditionType.TRAINED):
+        return False  # it has given its quota back, and that was said
     if job is None:
-        if not conditions.is_true(ConditionType.TRAINED):
-            conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
+        conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False
     load, queue = _workload(draft, job), job.queue
     if load is None:
@@ -82,19 +83,21 @@ def hold(draft: Draft) -> Hold:
     busy = _busy(draft)
     # The Job controller's own word counts, not only the absence of pods: our view of pods may be older than that of Jobs.
     quiet = busy is None and all(j.at_rest for j in live)
+    # Kueue may start a Job at any time as long as its Workload is active.
+    startable = [j for j in live if j.queue and not ((load := _workload(draft, j)) and not load.active)]
     since = max((j.suspended_at for j in live), default="")
     if wanted:
-        if quiet:
+        if quiet and not startable:
             if not draft.conditions.is_true(ConditionType.SUSPENDED):
                 draft.look()  # a Job that has just been made may not be in the cache yet
             message = "spec.suspend is true; set it to false to go on from the newest checkpoint"
             draft.conditions.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, message)
         else:
-            what = f"pod {busy.name}" if busy else "the last pod"
-            draft.conditions.set(ConditionType.SUSPENDED, "Unknown", Reason.SUSPENDING, f"waiting for {what} to commit its checkpoint and end")
+            what = "Kueue to pause the Workload" if quiet else f"{f'pod {busy.name}' if busy else 'the last pod'} to commit its checkpoint and end"
+            draft.conditions.set(ConditionType.SUSPENDED, "Unknown", Reason.SUSPENDING, f"waiting for {what}")
     elif draft.conditions.get(ConditionType.SUSPENDED):
         draft.conditions.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
-    return Hold(suspended=wanted, at_rest=quiet and (wanted or queued), since=since)
+    return Hold(suspended=wanted, at_rest=quiet and ((wanted and not startable) or queued), since=since)
 
 
 def count_time(draft: Draft, found: Hold) -> None:

@@ -13,6 +13,7 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.artefact import REPORT_DIR, REPORT_PAGE
 from finetune_runtime.contract.extra_args import refusals
 from finetune_runtime.contract.result import Reason as StepReason
+from finetune_runtime.contract.result import StepResult
 
 from .deploy import deploy
 from .draft import Draft, leftovers
@@ -30,10 +31,12 @@ _CONDITION = {Step.PREPARE: ConditionType.DATA_READY, Step.TRAIN: ConditionType.
 
 def _view(draft: Draft, step: Step) -> StepView:
     seen = draft.seen
+    stated = draft.conditions.get(_CONDITION[step])
     taken = next((w.evicted for w in seen.workloads if w.evicted and not w.reserved and not w.paused and not w.finished), "")
     return StepView(
         step=step, attempts=draft.status.attempts, failures=draft.status.failures.get(step, 0), jobs=seen.jobs, pods=seen.pods,
         retries=seen.spec.retries, scheduling_timeout=seen.spec.scheduling_timeout_seconds, preempted=taken if step is Step.TRAIN else "",
+        noted=stated is not None and stated.reason in (Reason.STOPPING, Reason.PENDING),
     )  # fmt: skip
 
 
@@ -48,6 +51,15 @@ def _count_interruption(draft: Draft, step: Step, record: Attempt) -> Attempt:
     return record.model_copy(update={"interruptions": (record.interruptions or 0) + 1, "resumed_from": reached if step is Step.TRAIN else None})
 
 
+def _believe(draft: Draft, record: Attempt, found: StepResult) -> Attempt:
+    """What a pod says at its end of where it came from: the one before it may have gone unseen, with its word on what it had committed."""
+    if (train := found.train) is None:
+        return record
+    if max(train.resumed_from, train.committed_step) > (record.resumed_from or 0):
+        draft.update(idle_interruptions=0)
+    return record.model_copy(update={"resumed_from": train.resumed_from})
+
+
 def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
     """Bring one step forward. True when it is done and the next one may begin."""
     state = step_state(_view(draft, step), draft.now)
@@ -56,8 +68,8 @@ def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
     record = state.record
     if record and state.replaced:
         record = _count_interruption(draft, step, record)
-    if record and state.result and state.result.train:
-        record = record.model_copy(update={"resumed_from": state.result.train.resumed_from})
+    if record and state.result:
+        record = _believe(draft, record, state.result)
     draft.update(
         attempts=remember(draft.status.attempts, record),
         failures={**draft.status.failures, step: state.failures} if state.failures else draft.status.failures,
@@ -177,7 +189,7 @@ def _steps(draft: Draft, settings: Settings, found: Hold) -> bool:
         return True
     if found.suspended:
         if found.at_rest:  # the pod that the user stopped was not interrupted by anybody
-            draft.update(attempts=[a if a.ended_at else a.model_copy(update={"pod": None}) for a in draft.status.attempts])
+            draft.update(attempts=[a if a.ended_at else a.model_copy(update={"pod": None, "pod_created_at": None}) for a in draft.status.attempts])
         return False
     if not conditions.is_true(ConditionType.DATA_READY) and not _advance(draft, settings, Step.PREPARE):
         if conditions.get(ConditionType.TRAINED) is None:

@@ -70,14 +70,15 @@ _PHASES = {
 
 def _pending(conditions: Conditions) -> Condition | None:
     """The first step on the path that is not done."""
-    trained = conditions.get(ConditionType.TRAINED)
+    trained, suspended = conditions.get(ConditionType.TRAINED), conditions.get(ConditionType.SUSPENDED)
+    stopping = (trained and trained.reason == Reason.STOPPING) or (suspended and suspended.status == "Unknown")
     for kind in _PATH:
         found = conditions.get(kind)
         if found is None or found.status == "True":
             continue
         if kind is ConditionType.FITS and found.status == "Unknown":
             continue  # nothing to compare with, which holds nobody up
-        if kind is ConditionType.QUOTA_RESERVED and trained and trained.reason == Reason.STOPPING:
+        if kind is ConditionType.QUOTA_RESERVED and stopping:
             continue  # the quota is gone, but the pod still commits its checkpoint: it is not queued yet
         return found
     return None

@@ -50,8 +50,9 @@ def backoff(retries: Retries, failures: int) -> float:
     return min(MAX_BACKOFF, retries.backoff_seconds * 2.0 ** min(16, max(0, failures - 1)))
 
 
-def _newest(pods: Iterable[PodView]) -> PodView | None:
-    return max(pods, key=lambda p: (not p.gone, p.created_at, p.ended is None, p.name), default=None)
+def _newest(pods: Iterable[PodView], known: str | None) -> PodView | None:
+    """The newest pod. Of those that were created in the same second the `known` one, or an old one would stand in for it."""
+    return max(pods, key=lambda p: (not p.gone, p.created_at, p.ended is None, p.name == known, p.name), default=None)
 
 
 def _after_failure(record: Attempt, failures: int, retries: Retries, now: float, *, waited: int) -> StepState:
@@ -89,6 +90,18 @@ def _interruption(pod: PodView, preempted: str) -> str:
     return ""
 
 
+def _is_past(pod: PodView, record: Attempt) -> bool:
+    """Whether another pod than the recorded one is no successor: caches may be older than the live look that the record was made by."""
+    if record.pod is None or pod.name == record.pod:
+        return False
+    return pod.gone or pod.created_at < (record.pod_created_at or "")
+
+
+def _at_work(pod: PodView) -> str:
+    """Words that hold until the result is there, so that they are written once."""
+    return f"in pod {pod.name} on node {pod.node}"
+
+
 def _running(record: Attempt, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
     """The newest attempt is under way."""
     if pod is None or pod.gone:
@@ -96,8 +109,8 @@ def _running(record: Attempt, pod: PodView | None, base: StepState, timeout: int
     if pod.deleting or (pod.ended and pod.ended.exit_code == Exit.INTERRUPTED):
         why = f" ({record.interrupted_by})" if record.interrupted_by else ""
         return replace(base, reason=Reason.STOPPING, message=f"pod {pod.name} was interrupted{why} and is ending; a new pod goes on from the newest checkpoint")
-    if pod.ended and not pod.waiting_reason:
-        return replace(base, reason=Reason.RUNNING, message=f"pod {pod.name} has ended; waiting for its Kubernetes Job to take note")
+    if pod.ended and not pod.waiting_reason:  # its Kubernetes Job takes note in a moment
+        return replace(base, reason=Reason.RUNNING, message=_at_work(pod))
     if fault := waiting(pod):
         left = None if timeout is None else clock.seconds(pod.created_at) + timeout - now
         if left is not None and left <= 0:
@@ -106,7 +119,7 @@ def _running(record: Attempt, pod: PodView | None, base: StepState, timeout: int
             return replace(base, stand=Stand.FAILED, reason=fault.reason, message=message, record=record)
         return replace(base, reason=fault.reason, message=fault.message, retry_in=left)
     if pod.running:
-        return replace(base, reason=Reason.RUNNING, message=f"pod {pod.name} runs on node {pod.node}")
+        return replace(base, reason=Reason.RUNNING, message=_at_work(pod))
     return replace(base, reason=Reason.STARTING, message=f"pod {pod.name} is starting")
 
 
@@ -122,6 +135,7 @@ class StepView:
     retries: Retries = field(default_factory=Retries)
     scheduling_timeout: int | None = None  # seconds
     preempted: str = ""  # why Kueue took the quota back
+    noted: bool = False  # why the pod is taken away stands in the record; the quota may be there again, and Kueue no longer says
 
 
 def _missing(view: StepView, recorded: Attempt | None, now: float) -> StepState:
@@ -169,16 +183,23 @@ def step_state(view: StepView, now: float) -> StepState:
         return _missing(view, recorded, now)
 
     mine = [p for p in view.pods if p.parent == job.name]
-    pod = _newest(mine)
     record = recorded if recorded and recorded.number == job.attempt else Attempt(step=view.step, number=job.attempt)
+    pod = _newest(mine, record.pod)
     before = next((p for p in mine if p.name == record.pod), None)
     # A pod that went while nobody looked leaves only what Kueue says.
-    if record.pod and (why := _interruption(before, view.preempted) if before else view.preempted):
+    why = _interruption(before, view.preempted) if before else view.preempted
+    if record.pod and why and not (view.noted and record.interrupted_by and why == Reason.INTERRUPTED):
         record = record.model_copy(update={"interrupted_by": why})
-    replaced = bool(pod and record.pod and pod.name != record.pod)
+    if pod and not job.complete and not job.failed and _is_past(pod, record):
+        pod = None
+    # A pod that ended by itself was not taken away, whoever removed it afterwards.
+    by_itself = before is not None and before.ended is not None and not why
+    replaced = bool(pod and record.pod and pod.name != record.pod and not by_itself)
     # A pod of before a suspension is no news: it was taken out of the record because nobody interrupted it.
     if pod and (record.pod or pod.alive or job.complete or job.failed):
-        record = record.model_copy(update={"pod": pod.name, "node": pod.node or record.node, "started_at": record.started_at or pod.created_at})
+        record = record.model_copy(
+            update={"pod": pod.name, "pod_created_at": pod.created_at, "node": pod.node or record.node, "started_at": record.started_at or pod.created_at}
+        )
     base = StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "", record, view.failures, replaced, pod)
     if job.complete:
         return _completed(job, mine, base, record, view, now)

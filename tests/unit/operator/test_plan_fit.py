@@ -76,7 +76,7 @@ class TestTooLarge:
         _, plan = look(resources={"gpuMemory": "8Gi"})
         fits = condition(plan, "Fits")
         assert (plan.status["phase"], fits["status"], fits["reason"], plan.create) == ("Pending", "False", "GPUTooSmall", ())
-        assert all(word in fits["message"] for word in ("8.0 GiB", "spec.resources.gpuMemory", "set spec.training", "finetune.dev/ignore-gpu-fit=true"))
+        assert all(word in fits["message"] for word in ("8.0 GiB", "spec.resources.gpuMemory", "set spec.tuning.lora.rank to 16", "finetune.dev/ignore-gpu-fit=true"))
         assert (condition(plan, "Stalled")["reason"], plan.requeue_after) == ("GPUTooSmall", 60)
         assert plan.status["estimate"]["available"] == "8192Mi"
 
@@ -128,7 +128,18 @@ def test_the_parts_add_up_to_what_is_required() -> None:
     seen, plan = look(resources={"gpuMemory": "80Gi"})
     found = estimate(shape(), seen.spec, seen.status.dataset)
     assert sum(found.parts.values()) == found.reserved < found.required
-    assert set(plan.status["estimate"]["parts"]) <= {"base", "embeddings", "adapter", "gradients", "optimizer", "hiddenStates", "layer", "loss", "dequantised", "overhead"}
+    assert set(plan.status["estimate"]["parts"]) <= {
+        "base",
+        "embeddings",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "hiddenStates",
+        "layer",
+        "loss",
+        "dequantised",
+        "overhead",
+    }
 
 
 def test_nodes_are_read_only_when_a_training_is_about_to_be_compared_with_them() -> None:

@@ -31,7 +31,9 @@ def workload(**fields: Any) -> WorkloadView:
     return WorkloadView(**{**values, **fields})
 
 
-def queued(*children: Any, load: WorkloadView | None = None, spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **of_job: Any) -> JobState:
+def queued(
+    *children: Any, load: WorkloadView | None = None, spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **of_job: Any
+) -> JobState:
     mine = job(TRAIN, queue="team-a", **{"suspended": True, **of_job})
     return state(PREPARED_STEP, mine, *children, spec={**QUEUE, **(spec or {})}, status=status, workloads=(load,) if load else ())
 

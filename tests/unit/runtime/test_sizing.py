@@ -117,10 +117,10 @@ def test_losses_that_need_all_logits_take_gigabytes_more() -> None:
     assert reserved(training(extraArgs={"label_smoothing_factor": "0", "enable_dft_loss": "false"}), evaluation=False) == fused
 
 
-def test_evaluation_needs_the_logits_that_a_step_does_not() -> None:
-    assert reserved(training(), micro_batch=8) > reserved(training(), micro_batch=8, evaluation=False) + 4 * GIB
-    off = training(gradientCheckpointing="Off")  # its activations are larger than any logits
-    assert reserved(off) == reserved(off, evaluation=False)
+def test_evaluation_needs_the_logits_that_a_step_does_not_where_liger_is_not_there() -> None:
+    by_hand = training(gradientCheckpointing="On")
+    assert reserved(by_hand, micro_batch=8) == reserved(by_hand, micro_batch=8, evaluation=False)
+    assert reserved(by_hand, micro_batch=8, liger=False) >= reserved(by_hand, micro_batch=8, evaluation=False, liger=False)
 
 
 def test_attention_that_writes_its_scores_grows_with_the_square_of_the_length() -> None:
@@ -195,8 +195,8 @@ CHANGES = [
     pytest.param(tuning(rank=256), {}, 16, [(OPTIM, "", "adamw_8bit")], id="a smaller optimizer"),
     pytest.param(tuning("LoRA"), {}, 14, [(METHOD, "LoRA", "QLoRA")], id="4 bits instead of 16"),
     pytest.param(tuning(bits=8, rank=8), {}, 9, [(BITS, "8", "4")], id="4 bits instead of 8"),
-    pytest.param(tuning(rank=1, doubleQuant=False), {"maxLength": 256, "extraArgs": {"optim": "sgd"}}, 7.3, [(DOUBLE, "false", "true")], id="quantised scales"),
-    pytest.param(tuning(rank=1), {"maxLength": 8192, "extraArgs": {"optim": "sgd"}}, 12, [(LENGTH, "8192", None)], id="shorter rows"),
+    pytest.param(tuning(rank=1, doubleQuant=False), {"maxLength": 256, "extraArgs": {"optim": "sgd"}}, 7, [(DOUBLE, "false", "true")], id="quantised scales"),
+    pytest.param(tuning(rank=1), {"maxLength": 8192, "extraArgs": {"optim": "sgd"}}, 11, [(LENGTH, "8192", None)], id="shorter rows"),
     pytest.param(tuning(rank=512), {"maxLength": 256}, 10, [(RANK, "512", "64")], id="a lower rank"),
     pytest.param(tuning(), {"microBatchSize": 16, "gradientCheckpointing": "Off"}, 11, [(AUTO, "16", "Auto"), (CHECKPOINTING, "Off", "On")], id="two changes"),
     pytest.param(tuning("LoRA", bits=8), {}, 11, [(METHOD, "LoRA", "QLoRA"), (BITS, "8", "4")], id="quantised, and in 4 bits"),
@@ -221,12 +221,12 @@ def test_smallest_change_makes_a_job_fit(job: Tuning, fields: dict[str, Any], gi
 
 def test_shorter_rows_are_the_longest_that_fit() -> None:
     job = training(maxLength=8192, extraArgs={"optim": "sgd"})
-    change = smallest_change(SHAPE, tuning(rank=1), job, 12 * GIB)
+    change = smallest_change(SHAPE, tuning(rank=1), job, 11 * GIB)
     assert change is not None
     length = int(change.edits[0].new)
     assert length % 64 == 0
     assert change.required == estimate(SHAPE, tuning(rank=1), training(maxLength=length, extraArgs={"optim": "sgd"}), micro_batch=1).required
-    assert estimate(SHAPE, tuning(rank=1), training(maxLength=length + 64, extraArgs={"optim": "sgd"}), micro_batch=1).required > 12 * GIB
+    assert estimate(SHAPE, tuning(rank=1), training(maxLength=length + 64, extraArgs={"optim": "sgd"}), micro_batch=1).required > 11 * GIB
     assert str(change) == f"set spec.training.maxLength to {length} (needs {change.required / GIB:.1f} GiB)"
 
 

@@ -21,7 +21,7 @@ GIB = 2**30
 # Measured beside the allocator's memory: CUDA context and the kernels of torch, cuBLAS and bitsandbytes (0.72 to 0.75 GiB on an H100).
 CONTEXT = int(0.75 * GIB)
 # cuBLAS's workspaces, and what the allocator rounds up in its pool of small blocks.
-_WORKSPACE = int(0.2 * GIB)
+_WORKSPACE = int(0.1 * GIB)
 # Share of what comes and goes that the allocator holds beside it, because blocks of one size do not fit the next tensor.
 _FRAGMENTATION = 0.1
 # Bytes of the optimizer's state for each trained parameter. Paged states move to the host's memory when the GPU is full.
@@ -88,12 +88,12 @@ def estimate(
     copies = trained * width if width < 4 else 0
     gradients = 4 * trained
     # Three peaks. In a layer's backward pass the loss is gone; at the loss the layers' insides are there only without checkpointing; an evaluation
-    # has neither gradients nor activations to keep, but all logits at once, because Liger's loss is for training only.
+    # has neither gradients nor activations to keep, but without Liger all logits at once (with it, no evaluation took more than a step on an H100).
     churn = int(_FRAGMENTATION * tokens * (one_layer + passing))
     layer = inside + tokens * passing + (0 if checkpointing else copies)
     backward = hidden + layer + churn
     forward = hidden + (0 if checkpointing else inside) + copies + int((1 + _FRAGMENTATION) * _loss(shape, training, tokens, width, fused=liger))
-    logits = int((1 + _FRAGMENTATION) * tokens * (shape.vocabulary_size * (width + 8) + passing)) if evaluation else 0
+    logits = int((1 + _FRAGMENTATION) * tokens * (shape.vocabulary_size * (width + 8) + passing)) if evaluation and not liger else 0
     return Estimate(
         base=_base(shape, tuning),
         embeddings=(shape.embedding_parameters + shape.other_parameters) * width,
