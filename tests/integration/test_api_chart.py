@@ -80,6 +80,9 @@ ALLOWED = [
     "patch /configmaps",
     "list /pods",
     "create /events",
+    "delete finetune.dev/finetunejobs",
+    "patch kueue.x-k8s.io/workloads",
+    "list /nodes",
 ]
 DENIED = [
     "get /secrets",
@@ -87,10 +90,10 @@ DENIED = [
     "list /configmaps",
     "create /pods",
     "create /pods/exec",
-    "delete finetune.dev/finetunejobs",
     "update batch/jobs",
     "create /serviceaccounts/token",
-    "list /nodes",
+    "get /nodes",
+    "watch /nodes",
 ]
 
 

@@ -15,6 +15,7 @@ from tests.integration.test_api_refusals import ENDPOINT, JOB
 SAMPLES = sorted((Path(__file__).resolve().parents[2] / "manifests/samples").glob("*.yaml"))
 
 JOB_STATUS = {
+    "observedGeneration": 1,
     "phase": "Training",
     "reason": "Running",
     "message": "step 132 of 480",
@@ -26,6 +27,7 @@ JOB_STATUS = {
     "conditions": [{"type": "Succeeded", "status": "True", "reason": "Completed", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
 }
 ENDPOINT_STATUS = {
+    "observedGeneration": 1,
     "url": "http://support.ml.svc.cluster.local/v1",
     "reason": "Serving",
     "readyReplicas": 2,
@@ -87,8 +89,8 @@ def test_fields_beside_a_given_one_keep_their_defaults(kubectl: Kubectl) -> None
     assert (spec["tuning"]["lora"]["alpha"], spec["resources"]["cpu"], spec["resources"]["memory"]) == (128, 2, "16Gi")
 
 
-def test_a_new_object_has_no_status(kubectl: Kubectl) -> None:
-    assert "status" not in as_created(kubectl, status={"phase": "Succeeded"})
+def test_a_new_object_says_that_nobody_has_seen_it(kubectl: Kubectl) -> None:
+    assert as_created(kubectl, status={"phase": "Succeeded"})["status"] == {"observedGeneration": -1}
 
 
 def test_columns_of_a_job(kubectl: Kubectl, job: str) -> None:

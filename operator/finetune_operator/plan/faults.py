@@ -93,10 +93,11 @@ def failure(ended: Ended | None, job_message: str) -> Failure:
     if ended is None:
         return Failure(Reason.POD_FAILED, job_message or "the pod is gone and left no result", None, terminal=False, counts=True)
     found, code = result(ended), ended.exit_code
+    # The kernel may take the training process alone; its supervisor then sees a crash, and the kubelet says what it was.
+    if ended.reason == "OOMKilled" and (found is None or found.reason == StepReason.TRAINING_CRASHED):
+        message = "the container used more memory than its limit and was killed: raise spec.resources.memory"
+        return Failure(Reason.HOST_OUT_OF_MEMORY, message, code, terminal=False, counts=True)
     if found is None:
-        if ended.reason == "OOMKilled":
-            message = "the container used more memory than its limit and was killed: raise spec.resources.memory"
-            return Failure(Reason.HOST_OUT_OF_MEMORY, message, code, terminal=False, counts=True)
         if code > _SIGNALED:
             message = f"the container was killed by {_signal(code - _SIGNALED)}: the node ran out of memory, or the time to end was over"
             return Failure(Reason.KILLED, message, code, terminal=False, counts=True)

@@ -76,7 +76,9 @@ class TestTooLarge:
         _, plan = look(resources={"gpuMemory": "8Gi"})
         fits = condition(plan, "Fits")
         assert (plan.status["phase"], fits["status"], fits["reason"], plan.create) == ("Pending", "False", "GPUTooSmall", ())
-        assert all(word in fits["message"] for word in ("8.0 GiB", "spec.resources.gpuMemory", "set spec.tuning.lora.rank to 16", "finetune.dev/ignore-gpu-fit=true"))
+        assert all(
+            word in fits["message"] for word in ("8.0 GiB", "spec.resources.gpuMemory", "set spec.tuning.lora.rank to 16", "finetune.dev/ignore-gpu-fit=true")
+        )
         assert (condition(plan, "Stalled")["reason"], plan.requeue_after) == ("GPUTooSmall", 60)
         assert plan.status["estimate"]["available"] == "8192Mi"
 

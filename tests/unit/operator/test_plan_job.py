@@ -242,6 +242,12 @@ class TestThingsThatVanish:
         assert plan == Plan(status=status)
 
 
+def test_a_training_process_that_the_kernel_killed_alone_is_out_of_memory() -> None:
+    crashed = failed(TRAIN, 1, result("train", "TrainingCrashed", "killed"), reason="OOMKilled")
+    plan = settle(state(PREPARED_STEP, crashed, spec={"retries": {"limit": 0}}))
+    assert (plan.status["phase"], plan.status["reason"]) == ("Failed", "HostOutOfMemory")
+
+
 class TestImages:
     WAITING = pod(TRAIN, waiting_reason="ImagePullBackOff", waiting_message="not found")
 
