@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e
+.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e e2e-kueue
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -48,7 +48,10 @@ gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW
 	@python3 -m pytest -c tests/runtime/pytest.ini --rootdir . tests/gpu
 e2e: venv ## The whole system on the development cluster
 	@hack/stack.sh
-	@.venv/bin/pytest tests/e2e
+	@.venv/bin/pytest tests/e2e --ignore tests/e2e/test_kueue.py
+e2e-kueue: venv ## The same with the real Kueue: quota, preemption, suspension
+	@hack/stack.sh
+	@.venv/bin/pytest tests/e2e/test_kueue.py
 
 ##@ Development cluster
 .PHONY: cluster-up cluster-down cluster-status kubeconfig stack demo-down
