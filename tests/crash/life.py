@@ -13,7 +13,7 @@ from tests.integration.operator_process import Namespace, wait
 Body = dict[str, Any]
 PATIENCE = 120.0  # seconds for one step: the operator may be killed several times in it
 CHILDREN = ("jobs", "configmaps", "services", "deployments", "modelendpoints")
-_TIMES = {"startTime", "completionTime", "startedAt", "endedAt", "lastTransitionTime", "activeSince", "activeSeconds", "pod", "node"}
+_TIMES = {"startTime", "completionTime", "startedAt", "podCreatedAt", "endedAt", "lastTransitionTime", "activeSince", "activeSeconds", "pod", "node"}
 
 
 @dataclass
