@@ -89,7 +89,7 @@ def test_a_status_is_written_through_its_subresource_alone_and_moves_no_generati
     kubectl("patch", job, "--type=merge", "--subresource=status", "-p", '{"status": {"phase": "Training"}, "spec": {"suspend": true}}')
 
     after = kubectl.json("get", job)
-    assert (after["status"], after["spec"]["suspend"]) == ({"phase": "Training"}, False)
+    assert (after["status"], after["spec"]["suspend"]) == ({"observedGeneration": -1, "phase": "Training"}, False)
     assert after["metadata"]["generation"] == before
 
 

@@ -31,8 +31,9 @@ def crd(cluster: Kubectl) -> Iterator[None]:
     )
     path = Path(json.loads(found.stdout)["Dir"]) / "config/components/crd/bases/kueue.x-k8s.io_workloads.yaml"
     cluster("apply", "--server-side", "-f", str(path))
-    established = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
-    wait("Workloads are served", lambda: cluster("get", "-f", str(path), "-o", established) == "True")
+    # `kubectl wait` gives up on an object that has no conditions yet.
+    wait("the API server has looked at the kind", lambda: "Established" in cluster("get", "-f", str(path), "-o", "yaml"))
+    cluster("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
     yield
     cluster("delete", "-f", str(path))
 
