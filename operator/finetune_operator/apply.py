@@ -61,7 +61,9 @@ class Applier:
             # With its UID: what was deleted and made anew by somebody since we looked is not written to.
             exactly = {"uid": found["metadata"]["uid"]} if found else {}
             await self._cluster.apply({**body, "metadata": {**body["metadata"], **exactly}}, names.FIELD_MANAGER)
-            self._applied[namespace, ref] = (body, self._clock())
+            now = self._clock()
+            self._applied = {key: entry for key, entry in self._applied.items() if 0 <= now - entry[1] < TRUST}  # also of jobs that are gone
+            self._applied[namespace, ref] = (body, now)
 
     @staticmethod
     def _is_ours(body: Body, found: Body | None, uid: str, conflicts: list[str]) -> bool:

@@ -66,6 +66,7 @@ class Runtime:
     async def start(self, caches: Caches) -> None:
         """Connect, serve, and begin to work."""
         cluster = await Cluster.connect()
+        queues = await cluster.serves("/".join(KUEUE), "workloads")  # before anything is opened, because kopf tries a start that fails again
         self.caches = caches
         host = urlsplit(self.settings.status_url).hostname
         identity = make_identity(host) if host else None
@@ -76,7 +77,7 @@ class Runtime:
             self._runners.append(await serve(server.app(), self.settings.status_port, identity.context))
         self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
         self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))
-        if not await cluster.serves("/".join(KUEUE), "workloads"):
+        if not queues:
             self._tasks.append(asyncio.create_task(self._await_kueue(cluster, caches.jobs), name="Kueue"))
         job_metrics.watch(self._finetunejobs, self.progress.latest)
 

@@ -15,7 +15,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +199,11 @@ def measure(case: Case, shape: ModelShape, model: Path, found: Hardware, folder:
         return line | {"error": (scratch / "log").read_text(errors="replace")[-1500:]}
     peaks = json.loads((scratch / "peaks.json").read_text())
     shutil.rmtree(scratch)
-    sizes = partial(estimate, shape, config.tuning, config.training, micro_batch=case.rows, liger=found.liger)
-    whole, steps = sizes(), sizes(evaluation=False)
+    size = estimate(shape, config.tuning, config.training, micro_batch=case.rows, liger=found.liger)
     measured = {phase: peaks[phase]["reserved"] for phase in ("training", "evaluation")}
-    line["parts"] = {name: gib(size) for name, size in whole.parts.items()}
-    line["measured"] = {phase: {name: gib(size) for name, size in sizes.items()} for phase, sizes in peaks.items()}
-    line["training"] = compared(steps.reserved, measured["training"])
-    return line | compared(whole.reserved, max(measured.values()))
+    line["parts"] = {name: gib(part) for name, part in size.parts.items()}
+    line["measured"] = {phase: {name: gib(peak) for name, peak in sizes.items()} for phase, sizes in peaks.items()}
+    return line | compared(size.reserved, max(measured.values()))
 
 
 def compared(estimated: int, measured: int) -> dict[str, float]:

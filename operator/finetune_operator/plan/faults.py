@@ -99,7 +99,8 @@ def failure(ended: Ended | None, job_message: str) -> Failure:
         return Failure(Reason.HOST_OUT_OF_MEMORY, message, code, terminal=False, counts=True)
     if found is None:
         if code > _SIGNALED:
-            message = f"the container was killed by {_signal(code - _SIGNALED)}: the node ran out of memory, or the time to end was over"
+            message = f"the container was killed by {_signal(code - _SIGNALED)}: the node ran out of memory, or the time to end was over. "
+            message += "Look at the node's events (kubectl describe node)"
             return Failure(Reason.KILLED, message, code, terminal=False, counts=True)
         return Failure(Reason.POD_FAILED, _words(ended), code, terminal=False, counts=True)
     counts = code not in (Exit.STORAGE_UNAVAILABLE, Exit.INTERRUPTED)

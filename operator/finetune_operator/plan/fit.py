@@ -32,12 +32,13 @@ def available(resources: Resources, nodes: tuple[NodeView, ...]) -> tuple[int, s
     return max(found, default=None)
 
 
+def _longest(data: DatasetStatus | None) -> int | None:
+    return (data.longest if data else 0) or None
+
+
 def estimate(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None) -> sizing.Estimate:
     """Memory of one GPU for this job with the rows at a time that it asks for, or with one where it leaves that to us."""
-    return sizing.estimate(
-        shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training), longest=(data.longest if data else 0) or None,
-        liger=spec.resources.gpus == 1, evaluation=bool(data and data.validation_rows),
-    )  # fmt: skip
+    return sizing.estimate(shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training), longest=_longest(data), liger=spec.resources.gpus == 1)
 
 
 def _gib(size: float) -> str:
@@ -49,10 +50,7 @@ def _mebibytes(size: float) -> str:
 
 
 def _too_small(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, needs: int, has: int, where: str) -> str:
-    change = sizing.smallest_change(
-        shape, spec.tuning, spec.training, has, longest=(data.longest if data else 0) or None, liger=spec.resources.gpus == 1,
-        evaluation=bool(data and data.validation_rows),
-    )  # fmt: skip
+    change = sizing.smallest_change(shape, spec.tuning, spec.training, has, longest=_longest(data), liger=spec.resources.gpus == 1)
     cure = f"in a new job, {change}" if change else "use a GPU with more memory"
     return (
         f"training needs about {_gib(needs)} of GPU memory, but the largest GPU has {_gib(has)} ({where}): {cure}; "

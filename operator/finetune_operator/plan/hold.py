@@ -16,7 +16,6 @@ from .draft import Draft
 from .types import Body, Ref
 
 KUEUE = "kueue.x-k8s.io/v1beta2"
-KUEUE_PATIENCE = 30.0  # seconds after which a Job without a Workload is worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,9 @@ def _carry_over(draft: Draft, wanted: bool, live: list[JobView]) -> None:
 def _quota(draft: Draft, live: list[JobView]) -> bool:
     """State what Kueue says of the Job under way. True while it has no quota and nothing of it runs."""
     conditions = draft.conditions
-    job = next((j for j in live if j.queue and j.step == Step.TRAIN), None)
     if conditions.is_true(ConditionType.TRAINED):
         return False  # it has given its quota back, and that was said
+    job = next((j for j in live if j.queue and j.step == Step.TRAIN), None)
     if job is None:
         conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False

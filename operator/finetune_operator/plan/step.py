@@ -151,7 +151,8 @@ def _missing(view: StepView, recorded: Attempt | None, now: float) -> StepState:
         state = StepState(Stand.START, 1, Reason.PENDING, "", by_absence=True)
     busy = next((p for p in view.pods if p.alive), None)
     if state.stand is Stand.START and busy:
-        message = f"waiting for pod {busy.name} on node {busy.node or '(none)'} to end: two pods must never work on one job"
+        message = f"waiting for pod {busy.name} on node {busy.node or '(none)'} to end: two pods must never work on one job. "
+        message += "If that node is lost for good, delete its Node object"
         return replace(state, stand=Stand.WAIT, number=recorded.number if recorded else 1, reason=Reason.TERMINATING, message=message)
     return state
 

@@ -36,7 +36,7 @@ def training(**fields: Any) -> Training:
     return Training.model_validate(fields)
 
 
-# One H100, 1024 tokens, rank 64, no evaluation; the allocator's peak in GiB, of two runs where there were two.
+# One H100, 1024 tokens, rank 64; the allocator's peak in GiB, of two runs where there were two.
 MEASURED = [
     pytest.param(1, "0.05", "On", (9.7, 10.9), id="one row"),
     pytest.param(8, "0", "On", (12.7,), id="eight rows"),
@@ -48,7 +48,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("size", "dropout", "checkpointing", "measured"), MEASURED)
 def test_estimate_is_near_to_what_was_measured(size: int, dropout: str, checkpointing: str, measured: tuple[float, ...]) -> None:
-    found = estimate(SHAPE, tuning(dropout=dropout), training(gradientCheckpointing=checkpointing), micro_batch=size, evaluation=False)
+    found = estimate(SHAPE, tuning(dropout=dropout), training(gradientCheckpointing=checkpointing), micro_batch=size)
     assert min(measured) * 0.93 <= found.reserved / GIB <= max(measured) * 1.07
     assert found.required == found.reserved + CONTEXT
 
@@ -99,7 +99,7 @@ def test_every_optimizer_that_a_job_may_name_has_a_size() -> None:
 
 
 def test_hidden_states_are_kept_between_all_layers_and_insides_of_one() -> None:
-    on, off = (estimate(SHAPE, tuning(), training(gradientCheckpointing=value), micro_batch=1, evaluation=False) for value in ("On", "Off"))
+    on, off = (estimate(SHAPE, tuning(), training(gradientCheckpointing=value), micro_batch=1) for value in ("On", "Off"))
     assert on.hidden_states == off.hidden_states == 36 * 1024 * 4096 * 2
     assert off.layer > 25 * on.layer
     assert estimate(SHAPE, tuning(), training(), micro_batch=1) == estimate(SHAPE, tuning(), training(gradientCheckpointing="On"), micro_batch=1)
@@ -110,23 +110,17 @@ def reserved(job: Training, *, micro_batch: int = 4, **options: bool) -> int:
 
 
 def test_losses_that_need_all_logits_take_gigabytes_more() -> None:
-    fused = reserved(training(), evaluation=False)
+    fused = reserved(training())
     for extra in ({"label_smoothing_factor": "0.1"}, {"enable_dft_loss": "true"}):
-        assert reserved(training(extraArgs=extra), evaluation=False) > fused + 4 * GIB
-    assert reserved(training(), evaluation=False, liger=False) > fused + 4 * GIB
-    assert reserved(training(extraArgs={"label_smoothing_factor": "0", "enable_dft_loss": "false"}), evaluation=False) == fused
-
-
-def test_evaluation_needs_the_logits_that_a_step_does_not_where_liger_is_not_there() -> None:
-    by_hand = training(gradientCheckpointing="On")
-    assert reserved(by_hand, micro_batch=8) == reserved(by_hand, micro_batch=8, evaluation=False)
-    assert reserved(by_hand, micro_batch=8, liger=False) >= reserved(by_hand, micro_batch=8, evaluation=False, liger=False)
+        assert reserved(training(extraArgs=extra)) > fused + 4 * GIB
+    assert reserved(training(), liger=False) > fused + 4 * GIB
+    assert reserved(training(extraArgs={"label_smoothing_factor": "0", "enable_dft_loss": "false"})) == fused
 
 
 def test_attention_that_writes_its_scores_grows_with_the_square_of_the_length() -> None:
     def scores(length: int) -> int:
-        eager = reserved(training(maxLength=length, extraArgs={"attn_impl": "eager"}), micro_batch=1, evaluation=False)
-        return eager - reserved(training(maxLength=length), micro_batch=1, evaluation=False)
+        eager = reserved(training(maxLength=length, extraArgs={"attn_impl": "eager"}), micro_batch=1)
+        return eager - reserved(training(maxLength=length), micro_batch=1)
 
     assert scores(4096) > 3.5 * scores(2048) > 0
 
@@ -148,7 +142,6 @@ LAWFUL = {
     "checkpointing": st.sampled_from(["On", "Off"]),
     "extra": st.sampled_from([{}, {"attn_impl": "eager"}, {"enable_dft_loss": "true"}, {"optim": "adamw_8bit"}]),
     "liger": st.booleans(),
-    "evaluation": st.booleans(),
     "more": st.sampled_from(["size", "length", "rank", "layers"]),
     "by": st.integers(1, 64),
 }
@@ -160,7 +153,7 @@ def test_more_rows_longer_rows_a_higher_rank_and_more_layers_never_need_less(mor
         job = training(maxLength=values["length"], gradientCheckpointing=values["checkpointing"], extraArgs=values["extra"])
         shape = shape_of(num_hidden_layers=values["layers"])
         made = values["make"](rank=values["rank"], dropout=values["dropout"])
-        return estimate(shape, made, job, micro_batch=values["size"], liger=values["liger"], evaluation=values["evaluation"])
+        return estimate(shape, made, job, micro_batch=values["size"], liger=values["liger"])
 
     less, enough = needed(drawn), needed(drawn | {more: drawn[more] + by})
     assert enough.required >= less.required

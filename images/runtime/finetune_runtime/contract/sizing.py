@@ -47,7 +47,7 @@ class Estimate:
     optimizer: int
     hidden_states: int  # between the layers, kept from the forward to the backward pass
     layer: int  # inside the layers: of all of them, or of the one that is being recomputed
-    loss: int  # what the loss or an evaluation's logits need beyond the layers, which are not there then
+    loss: int  # what the loss needs beyond the layers, which are not there then
     dequantised: int  # the largest linear layer in the type that is computed in
     overhead: int  # the allocator's and the libraries'
 
@@ -66,13 +66,11 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(
-    shape: ModelShape, tuning: Tuning, training: Training, *, micro_batch: int, longest: int | None = None, liger: bool = True, evaluation: bool = True
-) -> Estimate:
+def estimate(shape: ModelShape, tuning: Tuning, training: Training, *, micro_batch: int, longest: int | None = None, liger: bool = True) -> Estimate:
     """Memory of a training with `micro_batch` rows at a time.
 
-    `longest`: tokens of the longest row, where it is known to be less than training.maxLength. `liger`: one GPU with Liger's kernels;
-    `evaluation`: whether there are validation rows. Never less for more rows, longer rows, a higher rank or more layers.
+    `longest`: tokens of the longest row, where it is known to be less than training.maxLength. `liger`: one GPU with Liger's kernels.
+    Never less for more rows, longer rows, a higher rank or more layers.
     """
     length = min(training.max_length, longest or training.max_length)
     tokens = micro_batch * length
@@ -87,13 +85,12 @@ def estimate(
     # Autocast keeps 16-bit copies of the adapters until the forward pass is over; without checkpointing the graph holds on to them.
     copies = trained * width if width < 4 else 0
     gradients = 4 * trained
-    # Three peaks. In a layer's backward pass the loss is gone; at the loss the layers' insides are there only without checkpointing; an evaluation
-    # has neither gradients nor activations to keep, but without Liger all logits at once (with it, no evaluation took more than a step on an H100).
+    # Two peaks. In a layer's backward pass the loss is gone; at the loss the layers' insides are there only without checkpointing. An evaluation of as
+    # many rows stays below both: with Liger none took more than a step (15 configurations on an H100), without it a step's loss holds more per logit.
     churn = int(_FRAGMENTATION * tokens * (one_layer + passing))
     layer = inside + tokens * passing + (0 if checkpointing else copies)
     backward = hidden + layer + churn
     forward = hidden + (0 if checkpointing else inside) + copies + int((1 + _FRAGMENTATION) * _loss(shape, training, tokens, width, fused=liger))
-    logits = int((1 + _FRAGMENTATION) * tokens * (shape.vocabulary_size * (width + 8) + passing)) if evaluation and not liger else 0
     return Estimate(
         base=_base(shape, tuning),
         embeddings=(shape.embedding_parameters + shape.other_parameters) * width,
@@ -102,7 +99,7 @@ def estimate(
         optimizer=int(_STATES[training.extra_args.get("optim", "adamw_torch_fused")] * trained),
         hidden_states=hidden,
         layer=layer,
-        loss=max(backward, forward, logits - gradients) - backward,
+        loss=max(backward, forward) - backward,
         dequantised=shape.largest_linear * width if tuning.method == "QLoRA" else 0,
         overhead=_WORKSPACE + churn,
     )
@@ -114,11 +111,9 @@ def rows(training: Training) -> int:
     return next(size for size in range(min(wanted, training.effective_batch_size), 0, -1) if training.effective_batch_size % size == 0)
 
 
-def largest_micro_batch(
-    shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True, evaluation: bool = True
-) -> int:
+def largest_micro_batch(shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True) -> int:
     """The most rows at a time that fit, of those that divide the effective batch; 0 when not even one does."""
-    needs = partial(estimate, shape, tuning, training, longest=longest, liger=liger, evaluation=evaluation)
+    needs = partial(estimate, shape, tuning, training, longest=longest, liger=liger)
     sizes = [size for size in range(1, training.effective_batch_size + 1) if training.effective_batch_size % size == 0]
     return next((size for size in reversed(sizes) if needs(micro_batch=size).required <= usable_bytes), 0)
 
@@ -147,12 +142,12 @@ class Change:
 
 
 def smallest_change(
-    shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True, evaluation: bool = True
+    shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True
 ) -> Change | None:
     """The change of the fewest fields, and of those the least harmful one, after which a job fits that does not. None: it takes a larger GPU."""
 
     def needs(job: "_Job") -> int:
-        size = estimate(shape, job.tuning, job.training, micro_batch=rows(job.training), longest=longest, liger=liger, evaluation=evaluation)
+        size = estimate(shape, job.tuning, job.training, micro_batch=rows(job.training), longest=longest, liger=liger)
         return size.required
 
     def first(steps: Sequence[_Step], job: _Job) -> _Job | None:
