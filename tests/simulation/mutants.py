@@ -156,7 +156,7 @@ def _not_queued(right: Any, raw: Any) -> Any:
 
 
 _NEVER_LOOKS = _set(children.Children, "look", _from_caches)
-_LATE_PODS = {"lags": dict.fromkeys(WATCHED, 0.1) | {"Pod": 30.0}, "edits": 12, "window": 400.0}
+_LATE_PODS = {"lags": dict.fromkeys(WATCHED, 0.1) | {"Pod": 30.0}, "edits": 25, "window": 1500.0}
 _ENDPOINTS = {"second_job": True, "inference": 1.0}
 
 MUTANTS = (
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant("the end of a job is not respected", _set(job, "is_final", lambda _: False), ("terminal stays terminal",)),
     Mutant("the adapter's digest is made up", _around(job, "record_training", _other_digest), ("success has an artefact",)),
     Mutant("prepared data are prepared again", _set(status.Conditions, "is_true", lambda *_: False), ("done work is not done again",)),
-    Mutant("retries have no limit", _around(step, "_failed", _endless), ("attempts within budget",)),
+    Mutant("retries have no limit", _around(step, "_failed", _endless), ("attempts within budget",), {"pod_failure": 0.9}),
     Mutant("conditions bear the time of the last look", _around(status.Conditions, "set", _always_new), ("lastTransitionTime",)),
     Mutant("conditions bear any generation", _around(status.Conditions, "__init__", _any_generation), ("observedGeneration",)),
     Mutant("a condition is forgotten", _around(status.Conditions, "all", _forgetful), ("conditions stay",)),
