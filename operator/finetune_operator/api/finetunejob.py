@@ -1,17 +1,18 @@
 """FineTuneJob: runs once, produces one adapter version. What its author writes; what the operator answers is in jobstatus."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from finetune_runtime.contract.base import Fraction, Model, PositiveFloat, Quantity
-from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, SecretRef, Storage, Training, Tuning, not_yet, rules
+from finetune_runtime.contract.base import Model, Quantity
+from finetune_runtime.contract.evaluation import Evaluation
+from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, Storage, Training, Tuning, not_yet, rules
 
 from .jobstatus import FineTuneJobStatus
 from .meta import NAME_RULES, ObjectName
+from .serving import Engine, PodToleration, ServingQuantization, ServingResources, Strategy
 
 LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
 class Resources(Model):
@@ -64,72 +65,6 @@ class Retries(Model):
     backoff_seconds: int = Field(default=30, ge=1, le=3600, description="Wait before the first retry in seconds; doubles each time, at most 5 minutes.")
 
 
-class EvalLoss(Model):
-    """Bound on the evaluation loss."""
-
-    max: PositiveFloat = Field(description="Largest evaluation loss that passes.")
-
-
-class Expectation(Model):
-    """What an answer must be like."""
-
-    contains: list[Annotated[str, Field(max_length=1024)]] = Field(default=[], max_length=32, description="Every one of these must occur.")
-    not_contains: list[Annotated[str, Field(max_length=1024)]] = Field(default=[], max_length=32, description="None of these may occur.")
-    regex: str = Field(default="", max_length=1024, description="Regular expression that must match.")
-    json_schema: str = Field(default="", max_length=8192, description="JSON schema that the answer must satisfy, as JSON text.")
-    max_latency_seconds: PositiveFloat | None = Field(default=None, description="Longest time for the whole answer, in seconds.")
-
-
-class EvaluationPrompt(Model):
-    """One question with its expectation."""
-
-    name: str = Field(min_length=1, max_length=63, description="Name in the report.")
-    prompt: str = Field(min_length=1, max_length=8192, description="User message.")
-    system: str = Field(default="", max_length=8192, description="System message; empty: none.")
-    expect: Expectation = Field(default=Expectation(), description="What the answer must be like.")
-
-
-class Judge(Model):
-    """A model that rates answers."""
-
-    endpoint: str = Field(pattern=r"^https?://[^\s]+$", max_length=512, description="URL of an OpenAI-compatible API.")
-    model: str = Field(min_length=1, max_length=256, description="Model to ask.")
-    secret_ref: SecretRef | None = Field(default=None, description="Secret whose key OPENAI_API_KEY is the API key.")
-    rubric: str = Field(default="", max_length=8192, description="Instructions for ratings from 1 to 5.")
-
-
-class Evaluation(Model):
-    """Gate between training and traffic."""
-
-    eval_loss: EvalLoss | None = Field(default=None, description="Bound on the evaluation loss.")
-    prompts: list[EvaluationPrompt] = Field(default=[], max_length=256, description="Questions with expectations.")
-    min_pass_rate: Fraction = Field(default="0.8", description="Share of prompts that must meet their expectation, 0 to 1.")
-    repeats: int = Field(default=3, ge=1, le=20, description="Times each prompt is asked.")
-    judge: Judge | None = Field(default=None, description="Optional judge; its failure never passes a version.")
-
-
-class ServingResources(Model):
-    """What a serving pod gets."""
-
-    model_config = rules(not_yet("self.gpus == 1", "serving on more than one GPU", ".gpus"))
-    gpus: int = Field(default=1, ge=1, le=16, description="GPUs of a serving pod.")
-    gpu_resource: str = Field(default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU.")
-    cpu: Quantity = Field(default="2", description="CPU cores requested.")
-    memory: Quantity = Field(default="16Gi", description="Memory limit in bytes.")
-    scratch: Quantity = Field(default="60Gi", description="Size limit in bytes of the volume that holds base model and adapter.")
-    node_selector: dict[str, str] = Field(default={}, max_length=32, description="Labels that a node must carry.")
-    tolerations: list[PodToleration] = Field(default=[], max_length=32, description="Taints that the pod tolerates, as in a Pod's spec.")
-
-
-Engine = Annotated[
-    Literal["vLLM", "Swift"], Field(description="vLLM: fast, many requests at once. Swift: transformers through ms-swift, one request at a time.")
-]
-ServingQuantization = Annotated[
-    Literal["AsTrained", "None"],
-    Field(description="AsTrained: the base model is quantised as in training, which is what the adapter learned on. None: 16-bit base; answers may differ."),
-]
-
-
 class Inference(Model):
     """Endpoint that serves the adapter."""
 
@@ -148,6 +83,8 @@ class Inference(Model):
         default="", max_length=128, description="Model name in the OpenAI API; empty: the endpoint's name. The base model is always served as 'base'."
     )
     resources: ServingResources = Field(default=ServingResources(), description="What a serving pod gets.")
+    strategy: Strategy = Field(default=Strategy(), description="How one version replaces another; for an endpoint that this job makes.")
+    keep_previous: int = Field(default=0, ge=0, le=10, description="Previous versions whose pods are kept; for an endpoint that this job makes.")
 
 
 _MUTABLE_NOTE = "a run's inputs are fixed: create a new FineTuneJob for another run"
@@ -165,7 +102,17 @@ class FineTuneJobSpec(Model):
     model_config = rules(
         *(_fixed(f) for f in ("model", "dataset", "tuning", "training", "resources", "storage", "checkpoints")),
         *(_fixed(f, optional=True) for f in ("queue", "evaluation", "inference")),
-        not_yet("!has(self.evaluation)", "the evaluation gate", ".evaluation"),
+        {
+            "rule": "!has(self.evaluation) || has(self.inference) || (size(self.evaluation.prompts) == 0 && !has(self.evaluation.promptsFrom))",
+            "message": "evaluation.prompts are asked of the model as it is served: set inference, or use evaluation.evalLoss alone",
+            "fieldPath": ".evaluation",
+        },
+        {
+            "rule": "!has(self.evaluation) || !has(self.evaluation.evalLoss) || size(self.dataset.validation.sources) > 0 "
+            "|| double(self.dataset.validation.splitRatio) > 0.0",
+            "message": "evaluation.evalLoss needs an evaluation loss: set dataset.validation.splitRatio above 0 or give dataset.validation.sources",
+            "fieldPath": ".evaluation",
+        },
         {
             "rule": "!has(self.ttlSecondsAfterFinished) || !has(self.inference) || has(self.inference.endpoint)",
             "message": "ttlSecondsAfterFinished would delete the endpoint together with the job: name the endpoint with inference.endpoint, so that it stays",

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import AdapterRef
+from finetune_runtime.contract.evaluation import EvaluationResult
 from finetune_runtime.contract.model_shape import ModelShape
 
 from .meta import Condition
@@ -100,6 +101,8 @@ class EndpointStatus(Model):
 
     name: str = Field(description="ModelEndpoint.")
     url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
+    version: str | None = Field(default=None, description="Name of the version in the endpoint's status.")
+    proposed: bool | None = Field(default=None, description="Whether the endpoint has been told of this adapter.")
 
 
 class EstimateStatus(Model):
@@ -133,10 +136,12 @@ class FineTuneJobStatus(Model):
     dataset: DatasetStatus | None = Field(default=None, description="What the check of the data found.")
     run: RunStatus | None = Field(default=None, description="What decided the result: command, versions, revisions and digests.")
     artifact: ArtifactStatus | None = Field(default=None, description="The committed adapter.")
+    evaluation: EvaluationResult | None = Field(default=None, description="What came of the gate between training and traffic.")
     endpoint: EndpointStatus | None = Field(default=None, description="Where the adapter is served.")
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Accepted, DataReady, Fits, QuotaReserved, Trained, Deployed, Suspended, Succeeded; Reconciling and Stalled for tools that know kstatus.",
+        description="Accepted, DataReady, Fits, QuotaReserved, Trained, Evaluated, Deployed, Suspended, Succeeded; for tools that know kstatus Reconciling "
+        "and Stalled.",
     )

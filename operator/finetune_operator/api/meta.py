@@ -33,6 +33,7 @@ class ConditionType(StrEnum):
     FITS = "Fits"
     QUOTA_RESERVED = "QuotaReserved"
     TRAINED = "Trained"
+    EVALUATED = "Evaluated"
     DEPLOYED = "Deployed"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"

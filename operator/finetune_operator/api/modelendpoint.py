@@ -6,10 +6,11 @@ from pydantic import Field
 
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import AdapterRef
-from finetune_runtime.contract.spec import ModelSpec, Storage, not_yet, rules
+from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, Figure
+from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
-from .finetunejob import Engine, Evaluation, ServingQuantization, ServingResources
 from .meta import NAME_RULES, Condition
+from .serving import Engine, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -18,28 +19,15 @@ class Candidate(Model):
     job: str = Field(default="", max_length=63, description="FineTuneJob that made it.")
     job_uid: str = Field(default="", max_length=64, description="UID of that job.")
     adapter: AdapterRef = Field(description="The adapter to serve.")
-
-
-class Strategy(Model):
-    """How one version replaces another."""
-
-    model_config = rules(not_yet("self.type == 'BlueGreen'", "a rollout other than BlueGreen", ".type"))
-    type: Literal["BlueGreen", "Recreate", "Canary"] = Field(
-        default="BlueGreen", description="BlueGreen: the new version is up and has answered before traffic moves; needs spare GPUs for a while."
-    )
+    eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
+    evaluation: Evaluation | None = Field(default=None, description="Gate of the job that made it; it must pass this one and the endpoint's own.")
 
 
 class ModelEndpointSpec(Model):
-    """What is served and how. The newest candidate that becomes ready gets the traffic."""
+    """What is served and how. A candidate that answers and passes the gate gets the traffic."""
 
-    model_config = rules(
-        not_yet("!has(self.gate)", "the evaluation gate", ".gate"),
-        not_yet("!has(self.version)", "pinning a version", ".version"),
-        not_yet("self.keepPrevious == 0", "keeping the previous version's pods", ".keepPrevious"),
-        not_yet("self.autoRollback", "traffic to a version that is not ready", ".autoRollback"),
-    )
     model: ModelSpec = Field(description="The base model; adapters trained on another one are refused.")
-    storage: Storage = Field(description="Where adapters are read from.")
+    storage: Storage = Field(description="Where adapters are read from and evaluations are written to.")
     engine: Engine = "vLLM"
     quantization: ServingQuantization = "AsTrained"
     replicas: int = Field(default=1, ge=0, le=1000, description="Serving pods.")
@@ -50,20 +38,42 @@ class ModelEndpointSpec(Model):
     resources: ServingResources = Field(default=ServingResources(), description="What a serving pod gets.")
     strategy: Strategy = Field(default=Strategy(), description="How one version replaces another.")
     gate: Evaluation | None = Field(default=None, description="Checks that a version must pass before it gets traffic; absent: none.")
-    version: str | None = Field(default=None, max_length=64, description="Version to serve; absent: the newest that became ready.")
-    keep_previous: int = Field(default=0, ge=0, le=10, description="Previous versions whose pods are kept for a fast rollback.")
-    auto_rollback: bool = Field(default=True, description="A version that never becomes ready gets no traffic; the current one goes on.")
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=63,
+        description="Version to serve, by its name or its job's as in status.versions; absent: the newest candidate. This is how to roll back by hand.",
+    )
+    keep_previous: int = Field(
+        default=0, ge=0, le=10, description="Previous versions of which one pod is kept after strategy.watchSeconds, for a fast rollback."
+    )
+    auto_rollback: bool = Field(
+        default=True,
+        description="Give a version up that does not answer in strategy.timeoutSeconds, and take the traffic back from one whose pods crash within "
+        "strategy.watchSeconds. False: wait for you. A closed gate keeps traffic off in any case.",
+    )
     candidate: Candidate | None = Field(default=None, description="Version proposed by a FineTuneJob or by hand.")
 
 
+Role = Literal["Current", "Candidate", "Previous", "Rejected", "Retired"]
+
+
 class VersionStatus(Model):
-    """A version that has pods."""
+    """A version: its adapter served as the spec said."""
 
     name: str = Field(description="Name of its Deployment.")
-    role: Literal["Current", "Candidate"] = Field(description="Current gets the traffic; Candidate is on its way.")
+    role: Role = Field(
+        description="Current gets the traffic; Candidate is on its way; Previous had it and still has pods; Rejected was given up; Retired has no pods."
+    )
     job: str = Field(default="", description="FineTuneJob that made it.")
     job_uid: str = Field(default="", description="UID of that job.")
     adapter: AdapterRef = Field(description="The adapter it serves.")
+    eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
+    since: str = Field(default="", description="When it came into this role.")
+    reason: str | None = Field(default=None, max_length=64, description="Why it was given up.")
+    message: str | None = Field(default=None, max_length=2048, description="What happened and what to do about it.")
+    gate: str | None = Field(default=None, max_length=64, description="Digest of the gate that the evaluation belongs to.")
+    evaluation: EvaluationResult | None = Field(default=None, description="What came of the gate.")
 
 
 class ModelEndpointStatus(Model):
@@ -76,7 +86,7 @@ class ModelEndpointStatus(Model):
     replicas: int = Field(default=0, description="Pods of the current version.")
     selector: str = Field(default="", description="Label selector of the endpoint's pods.")
     reason: str = Field(default="", description="Reason of the condition that matters now.")
-    versions: list[VersionStatus] = Field(default=[], max_length=16, description="Versions that have pods.")
+    versions: list[VersionStatus] = Field(default=[], max_length=16, description="Versions that have pods, and the last ones that had.")
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from .base import Model
+from .evaluation import Evaluation
 from .spec import Checkpoints, DatasetSpec, ModelSpec, S3Storage, Training, Tuning
 
 CONFIG_DIR = "/etc/finetune"
@@ -33,7 +34,7 @@ def mounted_source(uri: str) -> tuple[str, str, str] | None:
 
 
 class JobRef(Model):
-    """Identity of the FineTuneJob that a pod works for."""
+    """Identity of the object that a pod works for."""
 
     namespace: str
     name: str
@@ -81,6 +82,29 @@ class AdapterRef(Model):
 
     uri: str = Field(pattern=r"^s3://.+$", max_length=1024, description="s3:// directory that holds the adapter's manifest.json.")
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, in hexadecimal.")
+
+
+class Target(Model):
+    """A model behind an OpenAI-compatible API."""
+
+    url: str = Field(description="Base URL with /v1.")
+    model: str = Field(description="Name in the API.")
+
+
+class EvaluateConfig(Model):
+    """Input of the evaluate step."""
+
+    endpoint: JobRef = Field(description="Identity of the ModelEndpoint.")
+    version: str = Field(description="Version that wants the traffic.")
+    job: str = Field(default="", description="FineTuneJob that made it.")
+    gates: list[Evaluation] = Field(description="All of them must be open: the endpoint's own and the job's.")
+    candidate: Target
+    base: Target | None = Field(default=None, description="The base model without adapter, where the engine serves it.")
+    current: Target | None = Field(default=None, description="The version that has the traffic.")
+    storage: S3Storage
+    uri: str = Field(description="s3:// directory for the results.")
+    eval_loss: str | None = Field(default=None, description="Evaluation loss that the version's training ended with.")
+    storage_timeout_seconds: int = Field(default=600, ge=1)
 
 
 class ServeConfig(Model):

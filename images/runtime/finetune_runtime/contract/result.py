@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .base import Model
 from .config import AdapterRef
+from .evaluation import EvaluationResult
 from .model_shape import ModelShape
 
 MAX_MESSAGE_BYTES = 4096  # the kubelet cuts termination messages there
@@ -94,6 +95,7 @@ class StepResult(Model):
     message: str = ""
     data: DataSummary | None = None
     train: TrainSummary | None = None
+    evaluation: EvaluationResult | None = None
 
     def encode(self) -> str:
         """JSON of at most MAX_MESSAGE_BYTES bytes: the command is left out, then message and warnings are shortened to fit."""
