@@ -166,6 +166,12 @@ def index_deployment(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[t
     return {(namespace, labels[names.LABEL_ENDPOINT]): deployment_view(body)}
 
 
+@kopf.index("batch", "v1", "jobs", id="evaluations", labels={names.LABEL_ENDPOINT: kopf.PRESENT})
+def index_evaluation(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """Kubernetes Jobs by ModelEndpoint."""
+    return {(namespace, labels[names.LABEL_ENDPOINT]): job_view(body)}
+
+
 def _job_of_workload(meta: Any) -> str:
     """FineTuneJob whose Kubernetes Job a Workload stands for, by its name; the UID is checked where it is used."""
     owners = meta.get("ownerReferences") or []

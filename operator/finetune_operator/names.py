@@ -38,6 +38,8 @@ class Step(StrEnum):
     TRAIN = "Train"
 
 
+EVALUATE = "Evaluate"  # step of a ModelEndpoint
+
 _SHORT = {Step.PREPARE: "prep", Step.TRAIN: "train"}
 
 
@@ -60,17 +62,27 @@ def memory_label(gpu_resource: str) -> str:
     return f"{gpu_resource}.memory"
 
 
+def digest(content: str) -> str:
+    """Eight hexadecimal digits that stand for a content."""
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
 def config_map(job: str, uid: str) -> str:
     """Name of the ConfigMap that holds a job's configuration.
 
     With the job's UID in it: a pod of a deleted job that is still on its way must never read what its namesake is to do.
     """
-    return f"{job}-config-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+    return f"{job}-config-{digest(uid)}"
 
 
 def endpoint_version(endpoint: str, content: str) -> str:
-    """Name of the Deployment of one version: equal content gives an equal name, so applying twice is harmless."""
-    return f"{endpoint}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    """Name of the objects of one version: equal content gives an equal name, so applying twice is harmless."""
+    return f"{endpoint}-{digest(content)}"
+
+
+def evaluation_job(endpoint: str, version: str, gate: str) -> str:
+    """Name of the Kubernetes Job that asks one version the questions of one gate: at most 52 + 10 characters."""
+    return f"{endpoint}-e{digest(version + gate)}"
 
 
 def labels(name: str, component: str, **extra: str) -> dict[str, str]:

@@ -114,6 +114,7 @@ class DeploymentView:
     ready: int
     current: bool  # its controller has seen the newest spec
     deleting: bool
+    uid: str = ""
 
 
 def _conditions(raw: Raw) -> dict[str, Raw]:
@@ -227,4 +228,5 @@ def deployment_view(raw: Raw) -> DeploymentView:
         ready=status.get("readyReplicas", 0),
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deleting="deletionTimestamp" in meta,
+        uid=meta["uid"],
     )

@@ -16,11 +16,12 @@ from .api.modelendpoint import ModelEndpoint
 from .apply import Applier
 from .build.endpoint import endpoint_name
 from .children import Children, Offspring, Store
+from .fleet import Fleet
 from .kube import ApiError, Cluster, GoneError
 from .names import ANNOTATION_IGNORE_FIT, FIELD_MANAGER
 from .nodes import Nodes
 from .objects import Key, Objects
-from .observe import DeploymentView, PodView, owner_uid
+from .observe import owner_uid
 from .plan import endpoint as endpoint_plan
 from .plan import job as job_plan
 from .plan.status import Conditions, is_final
@@ -43,6 +44,7 @@ class Caches:
     jobs: Store
     pods: Store
     deployments: Store
+    evaluations: Store
     workloads: Store
 
 
@@ -77,6 +79,7 @@ class Reconciler:
         self.applier = Applier(cluster, now)
         self.children = Children(cluster, caches.jobs, caches.pods, now)
         self._objects = Objects(cluster, caches.finetunejobs, caches.modelendpoints)
+        self.fleet = Fleet(cluster, caches.deployments, caches.pods, caches.evaluations, now)
         self._nodes = Nodes(cluster, now)
         self._uids: dict[Key, str] = {}
 
@@ -156,22 +159,33 @@ class Reconciler:
     async def _endpoint(self, key: Key) -> float | None:
         raw = await self._objects.newest(key)
         if raw is None:
+            self.fleet.forget(self._uids.pop(key, ""))
             return None
-        owner = _owner(key.kind, raw)
+        plan = await self._decide_endpoint(raw, live=False)
+        if plan and plan[1].look:
+            raw = await self._objects.read(key)
+            plan = await self._decide_endpoint(raw, live=True) if raw else None
+        if raw is None or plan is None:
+            return None
+        state, decided = plan
+        conflicts = await self.applier.execute(decided, state.owner)
+        if conflicts:
+            decided = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        await self._report(key, state.owner, raw, state.status.conditions, decided)
+        return decided.requeue_after or RESYNC
+
+    async def _decide_endpoint(self, raw: Mapping[str, Any], *, live: bool) -> tuple[EndpointState, Plan] | None:
+        """What to do about a ModelEndpoint; `live`: by what the API server says now. None when it cannot be read."""
+        owner = _owner("ModelEndpoint", raw)
+        self._uids[Key(owner.kind, owner.namespace, owner.name)] = owner.uid
         try:
             found = ModelEndpoint.model_validate(raw)
         except ValidationError as error:
             await self._refuse(owner, raw, error)
             return None
-        deployments: tuple[DeploymentView, ...] = _all(self._caches.deployments, key.namespace, key.name)
-        pods: tuple[PodView, ...] = _all(self._caches.pods, key.namespace, key.name)
-        state = EndpointState(owner=owner, spec=found.spec, status=found.status, deployments=deployments, pods=pods)
-        plan = endpoint_plan.decide(state, self._settings, self._now())
-        conflicts = await self.applier.execute(plan, owner)
-        if conflicts:
-            plan = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
-        await self._report(key, owner, raw, found.status.conditions, plan)
-        return plan.requeue_after or RESYNC
+        crew = await (self.fleet.look(owner) if live else self.fleet.of(owner))
+        state = EndpointState(owner, found.spec, found.status, crew.deployments, crew.pods, crew.jobs, crew.live)
+        return state, endpoint_plan.decide(state, self._settings, self._now())
 
     async def _refuse(self, owner: Owner, raw: Mapping[str, Any], error: ValidationError) -> None:
         """A spec that this version cannot read, for example because the CRD is newer."""

@@ -19,6 +19,7 @@ OPERATOR = {
     "batch/jobs": ALL,
     "apps/deployments": ALL,
     "/services": ALL,
+    "policy/poddisruptionbudgets": {"get", "create", "patch"},
     "/configmaps": {"get", "create", "patch", "delete"},
     "/pods": READ,
     "kueue.x-k8s.io/workloads": READ | {"patch"},

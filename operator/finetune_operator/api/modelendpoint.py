@@ -21,6 +21,7 @@ class Candidate(Model):
     adapter: AdapterRef = Field(description="The adapter to serve.")
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
     evaluation: Evaluation | None = Field(default=None, description="Gate of the job that made it; it must pass this one and the endpoint's own.")
+    model_bytes: int | None = Field(default=None, ge=0, description="Bytes of the base model's weights, by which its pods get time to load.")
 
 
 class ModelEndpointSpec(Model):
@@ -69,11 +70,23 @@ class VersionStatus(Model):
     job_uid: str = Field(default="", description="UID of that job.")
     adapter: AdapterRef = Field(description="The adapter it serves.")
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
+    model_bytes: int | None = Field(default=None, description="Bytes of the base model's weights.")
     since: str = Field(default="", description="When it came into this role.")
     reason: str | None = Field(default=None, max_length=64, description="Why it was given up.")
     message: str | None = Field(default=None, max_length=2048, description="What happened and what to do about it.")
+    served: bool | None = Field(default=None, description="Whether it has had the traffic.")
+    asked: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Digest of what was asked for when it was given up; it is tried again when that changes.",
+    )
     gate: str | None = Field(default=None, max_length=64, description="Digest of the gate that the evaluation belongs to.")
     evaluation: EvaluationResult | None = Field(default=None, description="What came of the gate.")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it has had the traffic; records of older operators do not say so."""
+        return bool(self.served) or self.role in ("Current", "Previous")
 
 
 class ModelEndpointStatus(Model):

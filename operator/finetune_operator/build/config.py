@@ -12,7 +12,7 @@ from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.base import parse_quantity
-from finetune_runtime.contract.config import AdapterRef, JobConfig, JobRef, Reporting, ServeConfig
+from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, Reporting, ServeConfig
 
 from .meta import metadata
 
@@ -55,7 +55,7 @@ def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settin
     )
 
 
-def config_map(owner: Owner, name: str, labels: dict[str, str], config: JobConfig | ServeConfig, ca: str = "") -> dict[str, Any]:
+def config_map(owner: Owner, name: str, labels: dict[str, str], config: JobConfig | ServeConfig | EvaluateConfig, ca: str = "") -> dict[str, Any]:
     """ConfigMap with config.json and, for pods that report, the CA of the status server.
 
     The CA is a key of its own because it changes when the operator restarts; the kubelet carries the new one into

@@ -8,13 +8,16 @@ from finetune_operator.api.finetunejob import FineTuneJobSpec, Inference
 from finetune_operator.api.jobstatus import ArtifactStatus
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec
+from finetune_runtime.contract.model_shape import ModelShape
 
 from .meta import metadata
 
 
-def candidate(owner: Owner, artifact: ArtifactStatus) -> dict[str, Any]:
+def candidate(owner: Owner, spec: FineTuneJobSpec, artifact: ArtifactStatus, model: ModelShape | None) -> dict[str, Any]:
     """The version that a job proposes."""
-    return Candidate(job=owner.name, job_uid=owner.uid, adapter=artifact.adapter).dump()
+    size = model.parameters * model.weight_bytes if model else None
+    found = Candidate(job=owner.name, job_uid=owner.uid, adapter=artifact.adapter, eval_loss=artifact.eval_loss, evaluation=spec.evaluation, model_bytes=size)
+    return found.dump()
 
 
 def endpoint_name(owner: Owner, inference: Inference) -> str:
@@ -22,7 +25,7 @@ def endpoint_name(owner: Owner, inference: Inference) -> str:
     return inference.endpoint or owner.name
 
 
-def endpoint(owner: Owner, spec: FineTuneJobSpec, inference: Inference, artifact: ArtifactStatus) -> dict[str, Any]:
+def endpoint(owner: Owner, spec: FineTuneJobSpec, inference: Inference, artifact: ArtifactStatus, model: ModelShape | None) -> dict[str, Any]:
     """A whole endpoint. One with a name of its own outlives the job, so it has no owner."""
     name = endpoint_name(owner, inference)
     meta = metadata(owner, name, names.labels(name, "endpoint", **{names.LABEL_ENDPOINT: name}))
@@ -37,8 +40,10 @@ def endpoint(owner: Owner, spec: FineTuneJobSpec, inference: Inference, artifact
         max_length=inference.max_length or spec.training.max_length,
         served_name=inference.served_name,
         resources=inference.resources,
+        strategy=inference.strategy,
+        keep_previous=inference.keep_previous,
     ).dump()
-    body["candidate"] = candidate(owner, artifact)
+    body["candidate"] = candidate(owner, spec, artifact, model)
     return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": meta, "spec": body}
 
 

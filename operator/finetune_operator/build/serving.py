@@ -12,20 +12,39 @@ from .meta import metadata
 from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
 
 SERVICE_PORT = 80
-# Loading a large model takes minutes; the start-up probe gives it an hour before the kubelet restarts it.
-STARTUP_PERIOD = 5
-STARTUP_FAILURES = 720
+COMPONENT = "serving"
+STARTUP_PERIOD = 5  # seconds
+STARTUP_LEAST = 600  # seconds: engines compile and warm up, whatever the size of the model
+STARTUP_UNKNOWN = 3600  # seconds for a model of unknown size
+LOAD_BYTES_PER_SECOND = 20e6  # a slow network disk
+# Pods stay for so long (seconds) after they were told to end, so that every proxy has heard of it before they stop to answer.
+DRAIN = 10
+GRACE = DRAIN + 60
 READY = {"exec": {"command": ["python3", "-m", "finetune_runtime", "ready"]}, "timeoutSeconds": 30}
 FETCH_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}}
 
 
+def startup_seconds(model_bytes: int | None) -> int:
+    """Time that an engine has to answer before the kubelet starts it anew, in seconds: what the slowest disk needs to read the weights twice."""
+    return STARTUP_UNKNOWN if model_bytes is None else STARTUP_LEAST + round(2 * model_bytes / LOAD_BYTES_PER_SECOND)
+
+
 def version_labels(owner: Owner, version: str) -> dict[str, str]:
     """Labels of one version's objects; the Service selects by the version label."""
-    return names.labels(owner.name, "serving", **{names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version})
+    return names.labels(owner.name, COMPONENT, **{names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version})
 
 
-def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, version: str) -> dict[str, Any]:
+def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, version: str, replicas: int, model_bytes: int | None = None) -> dict[str, Any]:
     """Deployment of one version: an init container fetches and verifies, the main container serves."""
+    startup = startup_seconds(model_bytes)
+    # A new version is a new Deployment; this is for a pod template that a newer operator builds otherwise.
+    update = {"type": "Recreate"} if spec.strategy.type == "Recreate" else {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version}},
+    }
     labels = version_labels(owner, version)
     volumes, mounts = source_volumes([spec.model.source])
     image = settings.inference_image if spec.engine == "vLLM" else settings.trainer_image
@@ -43,8 +62,9 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
             "requests": {"cpu": wanted.cpu, "memory": wanted.memory, wanted.gpu_resource: str(wanted.gpus)},
             "limits": {"memory": wanted.memory, wanted.gpu_resource: str(wanted.gpus)},
         },
-        startupProbe={**READY, "periodSeconds": STARTUP_PERIOD, "failureThreshold": STARTUP_FAILURES},
+        startupProbe={**READY, "periodSeconds": STARTUP_PERIOD, "failureThreshold": startup // STARTUP_PERIOD},
         readinessProbe={**READY, "periodSeconds": 10},
+        lifecycle={"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
     )
     pod = pod_spec(
         settings,
@@ -53,7 +73,8 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
         volumes,
         initContainers=[fetch],
         containers=[main],
-        terminationGracePeriodSeconds=60,
+        terminationGracePeriodSeconds=GRACE,
+        topologySpreadConstraints=[spread],
         nodeSelector=wanted.node_selector,
         tolerations=wanted.tolerations,
     )
@@ -62,20 +83,20 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
         "kind": "Deployment",
         "metadata": metadata(owner, version, labels),
         "spec": {
-            "replicas": spec.replicas,
+            "replicas": replicas,
+            "strategy": update,
             "selector": {"matchLabels": {names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version}},
-            "progressDeadlineSeconds": STARTUP_PERIOD * STARTUP_FAILURES + 600,
+            "progressDeadlineSeconds": startup + 600,
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
 
 
-def service(owner: Owner, version: str) -> dict[str, Any]:
-    """Service with the stable name; it points at exactly one version, so moving traffic is one write."""
+def _service(owner: Owner, name: str, labels: dict[str, str], version: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(owner, owner.name, names.labels(owner.name, "serving", **{names.LABEL_ENDPOINT: owner.name})),
+        "metadata": metadata(owner, name, labels),
         "spec": {
             "selector": {names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version},
             "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http"}],
@@ -83,6 +104,34 @@ def service(owner: Owner, version: str) -> dict[str, Any]:
     }
 
 
+def service(owner: Owner, version: str) -> dict[str, Any]:
+    """Service with the stable name; it points at exactly one version, so moving traffic is one write."""
+    return _service(owner, owner.name, names.labels(owner.name, COMPONENT, **{names.LABEL_ENDPOINT: owner.name}), version)
+
+
+def version_service(owner: Owner, version: str) -> dict[str, Any]:
+    """Service of one version alone: the gate asks it there before it has any traffic."""
+    return _service(owner, version, version_labels(owner, version), version)
+
+
+def disruption_budget(owner: Owner, version: str) -> dict[str, Any]:
+    """Drains take one pod at a time of the version that has the traffic."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(owner, owner.name, names.labels(owner.name, COMPONENT, **{names.LABEL_ENDPOINT: owner.name})),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version}}},
+    }
+
+
+def selector(endpoint: str, version: str) -> str:
+    """Label selector of the pods that autoscalers measure: those with the traffic."""
+    return f"{names.LABEL_ENDPOINT}={endpoint},{names.LABEL_VERSION}={version}"
+
+
 def url(endpoint: str, namespace: str) -> str:
     """Base URL of an endpoint's OpenAI-compatible API inside the cluster."""
     return f"http://{endpoint}.{namespace}.svc.cluster.local/v1"
+
+
+version_url = url  # a version's own Service is named after it

@@ -1,57 +1,130 @@
-"""Last step of a FineTuneJob: proposing its adapter to an endpoint. Only the endpoint's own plan moves traffic."""
+"""Last steps of a FineTuneJob: its gate, and proposing its adapter to an endpoint. Only the endpoint's own plan moves traffic."""
 
 from dataclasses import dataclass, replace
 
-from finetune_operator.api.jobstatus import EndpointStatus, FineTuneJobStatus
+from finetune_operator.api.finetunejob import Inference
+from finetune_operator.api.jobstatus import ArtifactStatus, EndpointStatus, FineTuneJobStatus
 from finetune_operator.api.meta import Status
+from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build.endpoint import candidate, endpoint, endpoint_name, proposal
 from finetune_operator.build.serving import url
 from finetune_operator.reasons import Reason
+from finetune_runtime.contract.evaluation import EvaluationResult
 
-from .types import Body, JobState
+from .gate import loss_fault
+from .types import Body, EndpointView, JobState
 
+# The endpoint gets on by itself; all else that it says of its progress holds it up.
 _WELL = (Reason.STARTING, Reason.ROLLING_OUT)
+_ROLES = ("Current", "Candidate", "Previous", "Rejected", "Retired")
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A condition."""
+
+    status: Status
+    reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """What deployment needs and where it stands."""
+    """What gate and deployment need and where they stand; None: not asked for."""
 
-    required: bool
-    ready: Status = "Unknown"
-    reason: str = ""
-    message: str = ""
+    evaluated: Stated | None = None
+    deployed: Stated | None = None
+    evaluation: EvaluationResult | None = None
     create: tuple[Body, ...] = ()
     propose: tuple[Body, ...] = ()
     endpoint: EndpointStatus | None = None
 
+    @property
+    def failed(self) -> Stated | None:
+        """What ends the job without success."""
+        return next((s for s in (self.evaluated, self.deployed) if s and s.status == "False" and s.reason in _FINAL), None)
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was asked for has come about."""
+        return all(s is None or s.status == "True" for s in (self.evaluated, self.deployed))
+
+
+_FINAL = (
+    Reason.GATE_CLOSED, Reason.EVALUATION_FAILED, Reason.FETCH_FAILED, Reason.CRASH_LOOP, Reason.NOT_READY_IN_TIME, Reason.SUPERSEDED,
+)  # fmt: skip
+
 
 def deploy(seen: JobState, status: FineTuneJobStatus) -> Deploy:
-    """Propose the committed adapter, then wait until the endpoint serves it."""
-    inference, artifact = seen.spec.inference, status.artifact
-    if inference is None or artifact is None:
-        return Deploy(required=False)
-    name = endpoint_name(seen.owner, inference)
+    """Judge the evaluation loss, propose the committed adapter, then wait until the endpoint has decided."""
+    artifact, gate = status.artifact, seen.spec.evaluation
+    if artifact is None:
+        return Deploy()
+    if gate and (fault := loss_fault((gate,), artifact.eval_loss)):
+        return Deploy(evaluated=Stated("False", Reason.GATE_CLOSED, fault), evaluation=EvaluationResult(passed=False, reasons=[fault]))
+    inference = seen.spec.inference
+    if inference is None:
+        passed = EvaluationResult(passed=True) if gate else None
+        return Deploy(evaluated=Stated("True", Reason.GATE_OPEN, "the evaluation loss is within its bound") if gate else None, evaluation=passed)
+    return _through_endpoint(seen, status, artifact, inference)
+
+
+def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: ArtifactStatus, inference: Inference) -> Deploy:
+    name, owner, gated = endpoint_name(seen.owner, inference), seen.owner, seen.spec.evaluation is not None
     told = seen.endpoint.status.url if seen.endpoint else ""
-    shown = EndpointStatus(name=name, url=told or url(name, seen.owner.namespace))
-    under_way = Deploy(True, "Unknown", Reason.WAITING_FOR_ENDPOINT, f"ModelEndpoint {name} is taking up this version", endpoint=shown)
+    proposed = bool(status.endpoint and status.endpoint.proposed)
+    shown = EndpointStatus(name=name, url=told or url(name, owner.namespace), proposed=proposed or None)
+    taking_up = Stated("Unknown", Reason.WAITING_FOR_ENDPOINT, f"ModelEndpoint {name} is taking up this version")
+    unknown = Stated("Unknown", Reason.NOT_EVALUATED, "asked when the version answers") if gated else None
+    under_way = Deploy(unknown, taking_up, status.evaluation, endpoint=shown)
     if seen.endpoint is None:
-        return replace(under_way, create=(endpoint(seen.owner, seen.spec, inference, artifact),))
-    if seen.endpoint.owner_uid not in ("", seen.owner.uid):
+        return replace(under_way, create=(endpoint(owner, seen.spec, inference, artifact, status.model),))
+    if seen.endpoint.owner_uid not in ("", owner.uid):
         message = f"ModelEndpoint {name} belongs to another object and is deleted with it: name another endpoint in a new job"
-        return Deploy(True, "False", Reason.NAME_CONFLICT, message, endpoint=shown)
-    proposed = seen.endpoint.spec.candidate
-    if proposed is None or proposed.job_uid != seen.owner.uid:
+        return replace(under_way, deployed=Stated("False", Reason.NAME_CONFLICT, message))
+    standing = seen.endpoint.spec.candidate
+    mine = min((v for v in seen.endpoint.status.versions if v.job_uid == owner.uid), key=lambda v: _ROLES.index(v.role), default=None)
+    if standing and standing.job_uid == owner.uid:
+        shown = shown.model_copy(update={"proposed": True})
+    elif not (proposed or mine):
         if seen.endpoint.spec.model.source != seen.spec.model.source:
             message = (
                 f"ModelEndpoint {name} serves base model {seen.endpoint.spec.model.source}, but this adapter belongs to {seen.spec.model.source}: "
                 "name another endpoint in a new job, or change the endpoint's spec.model"
             )
-            return Deploy(True, "False", Reason.WAITING_FOR_ENDPOINT, message, endpoint=shown)
-        return replace(under_way, propose=(proposal(seen.owner.namespace, name, candidate(seen.owner, artifact)),))
-    current = seen.endpoint.status.current()
-    if current and current.job_uid == seen.owner.uid:
-        return Deploy(True, "True", Reason.DEPLOYED, f"ModelEndpoint {name} serves this adapter at {shown.url}", endpoint=shown)
+            return replace(under_way, deployed=Stated("False", Reason.WAITING_FOR_ENDPOINT, message))
+        return replace(under_way, propose=(proposal(owner.namespace, name, candidate(owner, seen.spec, artifact, status.model)),))
+    elif mine is None:
+        return replace(under_way, deployed=_superseded(name, standing.job if standing else ""))
+    shown = shown.model_copy(update={"version": mine.name if mine else None})
+    return _decided(replace(under_way, endpoint=shown), seen.endpoint, mine, name, standing.job if standing else "")
+
+
+def _superseded(name: str, by: str) -> Stated:
+    message = f"ModelEndpoint {name} was given another version{f' by job {by}' if by else ''} before this one had the traffic; the adapter stays in storage"
+    return Stated("False", Reason.SUPERSEDED, message)
+
+
+def _decided(under_way: Deploy, endpoint: EndpointView, mine: VersionStatus | None, name: str, standing: str) -> Deploy:
+    """What the endpoint says of this version."""
+    result = mine.evaluation if mine else None
+    evaluated = under_way.evaluated
+    if evaluated and result:
+        text = f"pass rate {result.candidate.pass_rate}" if result.candidate else "the evaluation loss is within its bound"
+        evaluated = Stated("True", Reason.GATE_OPEN, text) if result.passed else Stated("False", Reason.GATE_CLOSED, "; ".join(result.reasons))
+    state = replace(under_way, evaluated=evaluated, evaluation=result or under_way.evaluation)
+    if mine and mine.trusted and mine.role != "Rejected":
+        serves = f"ModelEndpoint {name} serves this adapter at {under_way.endpoint.url if under_way.endpoint else ''}"
+        # Evaluated stays as it is where somebody let the version through by naming it.
+        passed = state.evaluated if state.evaluated and state.evaluated.status == "True" else state.evaluated and Stated("True", Reason.PINNED, "let through")
+        return replace(state, evaluated=passed, deployed=Stated("True", Reason.DEPLOYED, serves))
+    if mine and mine.role == "Rejected":
+        return replace(state, deployed=Stated("False", mine.reason or Reason.CRASH_LOOP, mine.message or ""))
+    if mine and mine.role == "Retired":
+        return replace(state, deployed=_superseded(name, standing))
+    if endpoint.spec.version is not None and mine is None:
+        message = f"ModelEndpoint {name} is pinned to version {endpoint.spec.version}: remove its spec.version to let this one through"
+        return replace(state, deployed=Stated("Unknown", Reason.PINNED, message))
     # What the endpoint says of itself counts where something holds it up; how it gets on is its own story.
-    held = next((c for c in seen.endpoint.status.conditions if c.type == "Progressing" and c.status == "True" and c.reason not in _WELL), None)
-    return replace(under_way, reason=held.reason, message=held.message) if held else under_way
+    held = next((c for c in endpoint.status.conditions if c.type == "Progressing" and c.status == "True" and c.reason not in _WELL), None)
+    return replace(state, deployed=Stated("Unknown", held.reason, held.message)) if held else state

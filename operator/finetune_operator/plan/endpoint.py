@@ -1,122 +1,156 @@
-"""What a ModelEndpoint needs next: the candidate's pods up and answering, then the Service, then the old pods gone."""
-
-import json
-from dataclasses import replace
+"""What a ModelEndpoint needs next: objects and conditions that follow from the record of its versions."""
 
 from finetune_operator import clock, names
 from finetune_operator.api.meta import ConditionType
-from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec, VersionStatus
+from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build import config as build_config
+from finetune_operator.build import evaluation as build_evaluation
 from finetune_operator.build import serving
-from finetune_operator.observe import DeploymentView, PodView
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
-from .faults import Fault, waiting
+from .faults import Fault
+from .gate import Gate
+from .rollout import Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
-
-SWITCH_SECONDS = 5.0
-
-
-def version_name(endpoint: str, spec: ModelEndpointSpec, candidate: Candidate, settings: Settings) -> str:
-    """Name of the version that this spec and candidate make. Only replicas may change without a new version."""
-    content = spec.dump()
-    for field in ("replicas", "strategy", "gate", "version", "keepPrevious", "autoRollback", "candidate"):
-        content.pop(field, None)
-    content["adapter"] = candidate.adapter.dump()
-    content["image"] = settings.inference_image if spec.engine == "vLLM" else settings.trainer_image
-    return names.endpoint_version(endpoint, json.dumps(content, sort_keys=True))
+from .versions import Target, Versions, target, version_name
 
 
-def _objects(seen: EndpointState, version: str, candidate: Candidate, settings: Settings) -> tuple[Body, ...]:
-    config = build_config.serve_config(seen.owner.name, seen.spec, candidate.adapter, settings)
-    labels = serving.version_labels(seen.owner, version)
-    return (build_config.config_map(seen.owner, version, labels, config), serving.deployment(seen.owner, seen.spec, settings, version))
+def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -> int:
+    """Pods that a version has in its role."""
+    spec, versions = rollout.seen.spec, rollout.versions
+    recreate = spec.strategy.type == "Recreate"
+    if version.role == "Candidate" and wanted:
+        return wanted_replicas(rollout.seen, wanted, rollout.verdict)
+    if version.role == "Current":
+        return 0 if recreate and versions.having("Candidate") else spec.replicas
+    current = versions.current
+    watched = current is not None and rollout.age(current) < spec.strategy.watch_seconds
+    return 0 if recreate else spec.replicas if watched else min(1, spec.replicas)
 
 
-def _is_up(view: DeploymentView | None, replicas: int) -> bool:
-    return view is not None and view.current and not view.deleting and view.ready >= min(1, replicas)
+def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
+    owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.name
+    config = build_config.serve_config(owner.name, spec, version.adapter, settings)
+    return (
+        build_config.config_map(owner, name, serving.version_labels(owner, name), config),
+        serving.version_service(owner, name),
+        serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
+    )
 
 
-def _why(version: str, pods: tuple[PodView, ...]) -> Fault:
-    """What holds a version up, from its newest pod."""
-    pod = max((p for p in pods if p.parent == version and not p.deleting), key=lambda p: (p.created_at, p.name), default=None)
-    if pod is None:
-        return Fault(Reason.STARTING, f"version {version}: waiting for its pods to be created")
-    if fault := waiting(pod):
-        reason = Reason.FETCH_FAILED if pod.ended and pod.ended.container == names.FETCH_CONTAINER and pod.ended.exit_code else fault.reason
-        return Fault(reason, f"version {version}, pod {pod.name}: {fault.message}")
-    state = "loads the model" if pod.running else "fetches the model and the adapter"
-    return Fault(Reason.ROLLING_OUT, f"version {version}: pod {pod.name} {state}")
+def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
+    """Objects of the evaluation that is under way; those of others go."""
+    seen, verdict, owner = rollout.seen, rollout.verdict, rollout.seen.owner
+    candidate = next(iter(rollout.versions.having("Candidate")), None)
+    plan, awaited = Plan(), ""
+    if candidate and wanted and verdict and verdict.gate in (Gate.ASK, Gate.WAIT):
+        awaited = names.evaluation_job(owner.name, candidate.name, wanted.gate)
+        current = rollout.versions.current
+        config = build_evaluation.evaluate_config(owner, seen.spec, wanted.gates, candidate, current.name if current else "")
+        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, wanted.gates),) if verdict.gate is Gate.ASK else ()
+        plan = Plan(apply=(build_evaluation.evaluation_config(owner, awaited, config),), create=create)
+    over = [j.name for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
+    delete = tuple(ref for name in over for ref in (Ref("v1", "ConfigMap", name), Ref("batch/v1", "Job", name)))
+    return Plan(apply=plan.apply, create=plan.create, delete=delete)
 
 
-def _retire(seen: EndpointState, keep: set[str]) -> tuple[Ref, ...]:
-    """Versions that nobody needs any more."""
-    old = [d for d in seen.deployments if d.name not in keep and d.owner_uid == seen.owner.uid and not d.deleting]
-    return tuple(ref for d in old for ref in (Ref("apps/v1", "Deployment", d.name), Ref("v1", "ConfigMap", d.name)))
+def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
+    """All objects as the record of versions wants them."""
+    seen, owner, versions = rollout.seen, rollout.seen.owner, rollout.versions
+    apply: list[Body] = []
+    patch: list[tuple[Ref, Body]] = []
+    kept = versions.having("Current", "Candidate", "Previous")
+    for version in kept:
+        replicas, view = _replicas(rollout, version, wanted), rollout.deployment(version.name)
+        if version.role == "Candidate" and rollout.held and view is None:
+            continue
+        if version_name(owner.name, seen.spec, version.adapter, settings) == version.name:
+            apply += _version_objects(rollout, version, replicas, settings)
+        elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
+            patch.append((Ref("apps/v1", "Deployment", version.name), {"spec": {"replicas": replicas}}))
+    if current := versions.current:
+        apply += [serving.service(owner, current.name), serving.disruption_budget(owner, current.name)]
+    keep = {v.name for v in kept}
+    over = [d.name for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
+    # The Deployment goes last: while it is seen, what goes with it is deleted again.
+    delete = [Ref(api, kind, name) for name in over for api, kind in (("v1", "Service"), ("v1", "ConfigMap"), ("apps/v1", "Deployment"))]
+    asked = _evaluation(rollout, wanted, settings)
+    return Plan(
+        apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
+        requeue_after=max(0.0, min(rollout.due)) if rollout.due else None,
+    )  # fmt: skip
+
+
+def _readiness(rollout: Rollout) -> tuple[bool, Fault]:
+    """Do users get answers?"""
+    current = rollout.versions.current
+    if current is None:
+        return False, rollout.progress
+    if rollout.seen.spec.replicas == 0:
+        return False, Fault(Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    view = rollout.deployment(current.name)
+    if view and view.ready:
+        return True, Fault(Reason.READY, f"version {current.name}: {view.ready} of {view.replicas} pods answer")
+    return False, rollout.progress if rollout.progress.reason == Reason.RECREATING else why(rollout, current.name)
+
+
+def _unknown(seen: EndpointState, versions: Versions) -> Fault:
+    """There is nothing to roll out."""
+    if seen.spec.version is None:
+        return Fault(Reason.NO_VERSION, "no version yet: a FineTuneJob proposes one when it is trained, or set spec.candidate")
+    served = [v.name for v in versions.all() if v.trusted]
+    known = f"name one that has had the traffic ({', '.join(served)}), the candidate," if served else "name the candidate,"
+    return Fault(Reason.VERSION_NOT_FOUND, f"spec.version {seen.spec.version} is none that can be served: {known} or remove spec.version")
+
+
+def _roles(versions: list[VersionStatus]) -> dict[str, str]:
+    return {v.name: v.role for v in versions}
 
 
 def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     """Plan for a ModelEndpoint at `now` (seconds)."""
     owner, spec, status = seen.owner, seen.spec, seen.status
     conditions = Conditions(status.conditions, owner.generation, clock.text(now))
-    plan = Plan()
-    versions: list[VersionStatus] = []
-    current = status.current()
-    live = {d.name: d for d in seen.deployments if d.owner_uid == owner.uid}
+    rollout = Rollout(seen, Versions(status.versions, clock.text(now)), now)
     if seen.conflicts:
         message = f"{', '.join(seen.conflicts)} exists and belongs to somebody else: delete or rename it, or give the endpoint another name"
         conditions.set(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
         conditions.set(ConditionType.PROGRESSING, "False", Reason.NAME_CONFLICT, message)
-        versions, plan = list(status.versions), replace(plan, requeue_after=30)
-    elif spec.candidate is None:
-        conditions.set(ConditionType.READY, "False", Reason.NO_VERSION, "no version yet: a FineTuneJob proposes one when it is trained, or set spec.candidate")
-        conditions.set(ConditionType.PROGRESSING, "False", Reason.NO_VERSION)
+        plan = Plan(requeue_after=30)
     else:
-        wanted = version_name(owner.name, spec, spec.candidate, settings)
-        fresh = VersionStatus(name=wanted, role="Candidate", job=spec.candidate.job, job_uid=spec.candidate.job_uid, adapter=spec.candidate.adapter)
-        # Traffic moves only to pods that have answered; until then the current version keeps it.
-        moved = _is_up(live.get(wanted), spec.replicas)
-        if moved or (current and current.name == wanted):
-            current = fresh.model_copy(update={"role": "Current"})
-        serves = current.name if current else wanted
-        apply = (*_objects(seen, wanted, spec.candidate, settings), serving.service(owner, serves))
-        versions = [v for v in (current, None if current and current.name == wanted else fresh) if v]
-        # The old version's pods go one round later: by then every node sends new connections to the new ones.
-        before = status.current()
-        keep = {v.name for v in (*versions, before) if v}
-        switching = before is not None and current is not None and before.name != current.name
-        plan = replace(plan, apply=apply, delete=_retire(seen, keep), requeue_after=SWITCH_SECONDS if switching else None)
-        _conclude(conditions, seen, wanted, current, live)
-    ready = conditions.get(ConditionType.READY)
-    serving_view = live.get(current.name) if current else None
+        wanted = target(owner.name, spec, rollout.versions, {d.name for d in seen.deployments if rollout.deployment(d.name)}, settings)
+        watch(rollout, wanted.asked if wanted else "")
+        if wanted:
+            roll(rollout, wanted)
+        else:
+            drop_candidates(rollout.versions)
+            rollout.progress = _unknown(seen, rollout.versions)
+        retire(rollout)
+        plan = _plan(rollout, wanted, settings)
+        if not seen.live and (plan.delete or _roles(status.versions) != _roles(rollout.versions.all())):
+            return Plan(look=True, status=status.dump())
+        ready, fault = _readiness(rollout)
+        conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
+        conditions.set(ConditionType.PROGRESSING, "True" if rollout.under_way else "False", rollout.progress.reason, rollout.progress.message)
+    current = rollout.versions.current
+    view = rollout.deployment(current.name) if current else None
+    told = conditions.get(ConditionType.READY)
+    if told and told.status == "True" and rollout.progress.reason != Reason.UP_TO_DATE:
+        told = conditions.get(ConditionType.PROGRESSING)
     update = {
         "observed_generation": owner.generation,
         "url": serving.url(owner.name, owner.namespace),
         "served_name": spec.served_name or owner.name,
-        "ready_replicas": serving_view.ready if serving_view else 0,
-        "replicas": serving_view.replicas if serving_view else 0,
-        "selector": f"{names.LABEL_ENDPOINT}={owner.name}",
-        "reason": ready.reason if ready else "",
-        "versions": versions,
+        "ready_replicas": view.ready if view else 0,
+        "replicas": view.replicas if view else 0,
+        "selector": serving.selector(owner.name, current.name) if current else "",
+        "reason": told.reason if told else "",
+        "versions": rollout.versions.all(),
         "conditions": conditions.all(),
     }
-    return replace(plan, status=status.model_copy(update=update).dump())
-
-
-def _conclude(conditions: Conditions, seen: EndpointState, wanted: str, current: VersionStatus | None, live: dict[str, DeploymentView]) -> None:
-    """State Ready (do users get answers?) and Progressing (is a version on its way?)."""
-    view = live.get(current.name) if current else None
-    if seen.spec.replicas == 0:
-        conditions.set(ConditionType.READY, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
-    elif view and view.ready:
-        conditions.set(ConditionType.READY, "True", Reason.READY, f"version {view.name}: {view.ready} of {view.replicas} pods answer")
-    else:
-        fault = _why(current.name if current else wanted, seen.pods)
-        conditions.set(ConditionType.READY, "False", fault.reason, fault.message)
-    if current and current.name == wanted:
-        conditions.set(ConditionType.PROGRESSING, "False", Reason.UP_TO_DATE, f"version {wanted} has the traffic")
-    else:
-        fault = _why(wanted, seen.pods)
-        conditions.set(ConditionType.PROGRESSING, "True", fault.reason, fault.message)
+    return Plan(
+        create=plan.create, apply=plan.apply, patch=plan.patch, delete=plan.delete, requeue_after=plan.requeue_after,
+        status=status.model_copy(update=update).dump(),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from finetune_operator.observe import JobView
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.artefact import REPORT_DIR, REPORT_PAGE
+from finetune_runtime.contract.evaluation import fault as evaluation_fault
 from finetune_runtime.contract.extra_args import refusals
 from finetune_runtime.contract.result import Reason as StepReason
 from finetune_runtime.contract.result import StepResult
@@ -162,6 +163,10 @@ def _accept(draft: Draft) -> bool:
         conditions.set(ConditionType.ACCEPTED, "False", StepReason.INVALID_CONFIG, " ".join(refused))
         draft.fail(StepReason.INVALID_CONFIG, " ".join(refused))
         return False
+    if seen.spec.evaluation and (bad := evaluation_fault(seen.spec.evaluation)):
+        conditions.set(ConditionType.ACCEPTED, "False", StepReason.INVALID_CONFIG, f"spec.{bad}")
+        draft.fail(StepReason.INVALID_CONFIG, f"spec.{bad}")
+        return False
     conditions.set(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the spec is valid and the names are free")
     return True
 
@@ -204,11 +209,14 @@ def _deploy(draft: Draft) -> None:
     draft.act(apply=())  # nothing reads the configuration any more
     step = deploy(draft.seen, draft.status)
     draft.act(create=draft.plan.create + step.create, propose=step.propose)
-    draft.update(endpoint=step.endpoint)
-    if step.required:
-        draft.conditions.set(ConditionType.DEPLOYED, step.ready, step.reason, step.message)
-    if not step.required or step.ready == "True":
-        draft.succeed(step.message or "the adapter is committed")
+    draft.update(endpoint=step.endpoint, evaluation=step.evaluation)
+    for kind, stated in ((ConditionType.EVALUATED, step.evaluated), (ConditionType.DEPLOYED, step.deployed)):
+        if stated:
+            draft.conditions.set(kind, stated.status, stated.reason, stated.message)
+    if step.failed:
+        draft.fail(step.failed.reason, step.failed.message)
+    elif step.done:
+        draft.succeed(step.deployed.message if step.deployed else "the adapter is committed")
 
 
 def _ended(seen: JobState, now: float) -> Plan:

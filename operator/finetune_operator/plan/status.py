@@ -56,6 +56,7 @@ _PATH = (
     ConditionType.FITS,
     ConditionType.QUOTA_RESERVED,
     ConditionType.TRAINED,
+    ConditionType.EVALUATED,
     ConditionType.DEPLOYED,
 )
 _PHASES = {
@@ -64,6 +65,7 @@ _PHASES = {
     ConditionType.FITS: "Pending",
     ConditionType.QUOTA_RESERVED: "Queued",
     ConditionType.TRAINED: "Training",
+    ConditionType.EVALUATED: "Deploying",
     ConditionType.DEPLOYED: "Deploying",
 }
 

@@ -49,6 +49,8 @@ class EndpointState:
     status: ModelEndpointStatus
     deployments: tuple[DeploymentView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    jobs: tuple[JobView, ...] = ()  # evaluations
+    live: bool = False  # all of them are as the API server says now, not as the caches remember
     conflicts: tuple[str, ...] = ()
 
 

@@ -84,11 +84,14 @@ def state(
     )  # fmt: skip
 
 
-def endpoint_state(*views: DeploymentView | PodView, spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **fields: Any) -> EndpointState:
+def endpoint_state(
+    *views: DeploymentView | PodView | JobView, spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **fields: Any
+) -> EndpointState:
     found = ModelEndpoint.model_validate({"spec": {"model": SPEC["model"], "storage": SPEC["storage"], **(spec or {})}, "status": status or {}})
     return EndpointState(
         owner=owner("ModelEndpoint"), spec=found.spec, status=found.status,
-        deployments=tuple(v for v in views if isinstance(v, DeploymentView)), pods=tuple(v for v in views if isinstance(v, PodView)), **fields,
+        deployments=tuple(v for v in views if isinstance(v, DeploymentView)), pods=tuple(v for v in views if isinstance(v, PodView)),
+        jobs=tuple(v for v in views if isinstance(v, JobView)), **{"live": True, **fields},
     )  # fmt: skip
 
 

@@ -23,6 +23,10 @@
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
+# By name, as ConfigMaps below.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch]
 # One by name, to see whose it is before it is written; none is listed.
 - apiGroups: [""]
   resources: [configmaps]

@@ -23,6 +23,8 @@ TERMINATION_LOG = "/dev/termination-log"
 ALLOWED_CIDRS_ENV = "FINETUNE_ALLOWED_CIDRS"  # networks, by commas, that https:// sources may be read from beside public addresses
 USER_ID = 10001  # one UID for training and serving: safetensors writes files that only their owner can read
 SERVING_PORT = 8000
+SERVED_BASE = "base"  # name of the base model in the API of every endpoint
+CACHE_DIR = "/cache"  # where serving pods find the volume that base models are kept in, shared by any number of pods
 
 
 def mounted_source(uri: str) -> tuple[str, str, str] | None:
@@ -91,6 +93,11 @@ class Target(Model):
     model: str = Field(description="Name in the API.")
 
 
+def judge_key(place: int) -> str:
+    """Environment variable that holds the API key of the judge of the gate at this place in EvaluateConfig.gates."""
+    return f"FINETUNE_JUDGE_KEY_{place}"
+
+
 class EvaluateConfig(Model):
     """Input of the evaluate step."""
 
@@ -117,5 +124,6 @@ class ServeConfig(Model):
     quantization: Literal["AsTrained", "None"]
     served_name: str
     max_length: int
+    cache: bool = Field(default=False, description="Keep the base model in the volume at CACHE_DIR, which the step fetch writes and the engine reads.")
     allow_cpu: bool = False
     cpu_threads: int = 1

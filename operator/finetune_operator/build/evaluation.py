@@ -1,0 +1,80 @@
+"""Kubernetes Job that asks a version the questions of the gate."""
+
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.meta import Owner
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, VersionStatus
+from finetune_operator.settings import Settings
+from finetune_runtime.contract.config import SERVED_BASE, EvaluateConfig, JobRef, Target, judge_key
+from finetune_runtime.contract.evaluation import Evaluation
+from finetune_runtime.contract.result import Exit
+
+from .config import config_map
+from .meta import metadata
+from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
+from .serving import version_url
+
+RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+SCRATCH = "10Gi"  # a file of prompts
+RETRIES = 3  # by the Job's controller, after crashes and while storage is down
+_FINAL = [int(code) for code in (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)]
+
+
+def _labels(owner: Owner) -> dict[str, str]:
+    """No version label: a Service selects its pods by that, and this pod answers nobody."""
+    return names.labels(owner.name, "evaluation", **{names.LABEL_ENDPOINT: owner.name, names.LABEL_STEP: names.EVALUATE})
+
+
+def evaluate_config(owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], version: VersionStatus, current: str) -> EvaluateConfig:
+    """What the pod needs to know. `current`: name of the version that has the traffic; empty: none."""
+    served = spec.served_name or owner.name
+    return EvaluateConfig(
+        endpoint=JobRef(namespace=owner.namespace, name=owner.name, uid=owner.uid),
+        version=version.name,
+        job=version.job,
+        gates=list(gates),
+        candidate=Target(url=version_url(version.name, owner.namespace), model=served),
+        base=Target(url=version_url(version.name, owner.namespace), model=SERVED_BASE),
+        current=Target(url=version_url(current, owner.namespace), model=served) if current else None,
+        storage=spec.storage.s3,
+        uri=f"{spec.storage.s3.uri.rstrip('/')}/{owner.namespace}/{owner.name}/{owner.uid}/evaluations/{version.name}",
+        eval_loss=version.eval_loss,
+        storage_timeout_seconds=spec.storage.timeout_seconds,
+    )
+
+
+def evaluation_config(owner: Owner, name: str, config: EvaluateConfig) -> dict[str, Any]:
+    """ConfigMap of an evaluation."""
+    return config_map(owner, name, _labels(owner), config)
+
+
+def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, name: str, gates: tuple[Evaluation, ...]) -> dict[str, Any]:
+    """Job of an evaluation. It needs no GPU: it asks as users do, through the version's own Service."""
+    volumes, mounts = source_volumes([gate.prompts_from.source for gate in gates if gate.prompts_from])
+    judges = [
+        {"name": judge_key(place), "valueFrom": {"secretKeyRef": {"name": gate.judge.secret_ref.name, "key": "OPENAI_API_KEY"}}}
+        for place, gate in enumerate(gates)
+        if gate.judge and gate.judge.secret_ref
+    ]
+    env = [*storage_env(spec.storage.s3), *model_env(spec.model), *judges]
+    main = container(names.CONTAINER, settings.trainer_image, ["evaluate"], settings, env=env, volumeMounts=mounts, resources=RESOURCES)
+    pod = pod_spec(settings, name, node_disk(SCRATCH), volumes, restartPolicy="Never", terminationGracePeriodSeconds=10, containers=[main])
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(owner, name, _labels(owner)),
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": RETRIES,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {"action": "FailJob", "onExitCodes": {"containerName": names.CONTAINER, "operator": "In", "values": _FINAL}},
+                ]
+            },
+            "template": {"metadata": {"labels": _labels(owner)}, "spec": pod},
+        },
+    }

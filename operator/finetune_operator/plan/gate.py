@@ -1,0 +1,91 @@
+"""The gate between a version that answers and the traffic: where the evaluation of a candidate stands."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from finetune_operator import clock
+from finetune_operator.api.modelendpoint import VersionStatus
+from finetune_operator.observe import JobView, PodView
+from finetune_operator.reasons import Reason
+from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
+
+from .faults import result, waiting
+from .versions import Target
+
+# A Job can be seen as complete before its pod is: wait this long before its result counts as lost.
+RESULT_PATIENCE = 15.0
+
+
+class Gate(Enum):
+    """Where the gate stands."""
+
+    OPEN = auto()
+    CLOSED = auto()
+    ASK = auto()  # the evaluation has to be started
+    WAIT = auto()  # it is under way
+    AGAIN = auto()  # its result is lost: the Job has to go, then it is started again
+    FAILED = auto()  # it could not be made
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Where the gate stands, and why."""
+
+    gate: Gate
+    reason: str = ""
+    message: str = ""
+    result: EvaluationResult | None = None
+
+
+def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
+    """What the bounds on the evaluation loss have against a version; empty when nothing. Needs no pod."""
+    for gate in gates:
+        if gate.eval_loss is None:
+            continue
+        if eval_loss is None:
+            return "no evaluation loss is known of this version, but the gate bounds it with evalLoss.max"
+        if not float(eval_loss) <= float(gate.eval_loss.max):  # written so that nan does not pass
+            return f"evaluation loss {eval_loss} is above evalLoss.max {gate.eval_loss.max}"
+    return ""
+
+
+def recorded(target: Target, record: VersionStatus) -> Verdict | None:
+    """What is known without asking anything; None when the version has to be asked."""
+    if fault := loss_fault(target.gates, target.candidate.eval_loss):
+        told = EvaluationResult(passed=False, reasons=[fault])
+        return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, fault, told)
+    if not target.asks:
+        return Verdict(Gate.OPEN, result=EvaluationResult(passed=True) if target.gates else None)
+    if record.evaluation and record.gate == target.gate:
+        return _verdict(record.evaluation)
+    return None
+
+
+def _verdict(found: EvaluationResult) -> Verdict:
+    if found.passed:
+        return Verdict(Gate.OPEN, Reason.GATE_OPEN, "", found)
+    return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, "; ".join(found.reasons) or "the gate is closed", found)
+
+
+def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Verdict:
+    """Where the Kubernetes Job of an evaluation stands. Only a result that says so passes a version."""
+    if job is None:
+        return Verdict(Gate.ASK)
+    if job.deleting:
+        return Verdict(Gate.WAIT, Reason.EVALUATING, "an older evaluation is ending")
+    mine = [p for p in pods if p.parent == job.name]
+    for ended in (p.ended for p in mine):
+        found = result(ended)
+        if ended and ended.exit_code == 0 and found and found.evaluation:
+            return _verdict(found.evaluation)
+    if job.failed:
+        told = next((t for p in mine if (t := result(p.ended))), None)
+        message = told.message if told else job.failure
+        return Verdict(Gate.FAILED, Reason.EVALUATION_FAILED, f"the evaluation could not be made: {message}")
+    if job.complete:
+        left = clock.seconds(job.finished_at) + RESULT_PATIENCE - now if job.finished_at else 0.0
+        return Verdict(Gate.WAIT if left > 0 else Gate.AGAIN, Reason.EVALUATING, "waiting for the result of the evaluation")
+    pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
+    if pod and (fault := waiting(pod)):
+        return Verdict(Gate.WAIT, fault.reason, f"evaluation pod {pod.name}: {fault.message}")
+    return Verdict(Gate.WAIT, Reason.EVALUATING, f"pod {pod.name} asks it the questions of the gate" if pod else "waiting for the evaluation's pod")

@@ -1,0 +1,229 @@
+"""How one version of an endpoint replaces another: start, gate, switch, watch, roll back, retire.
+
+Works on the record of versions; what has to be done for it follows from the record in plan.endpoint, so that a round that is cut short is
+made up for by the next one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_operator import clock, names
+from finetune_operator.api.modelendpoint import VersionStatus
+from finetune_operator.observe import DeploymentView, PodView
+from finetune_operator.reasons import Reason
+from finetune_runtime.contract.evaluation import fault as fault_of
+from finetune_runtime.contract.result import Exit
+
+from .faults import Fault, result, waiting
+from .gate import Gate, Verdict, evaluation, recorded
+from .types import EndpointState
+from .versions import Target, Versions
+
+# Old pods stay for at least so long (seconds) after the traffic has moved: every proxy has to hear of it first.
+SWITCH_SECONDS = 5.0
+# Crashes of one pod after which a version that has never answered is given up.
+MAX_RESTARTS = 5
+_FINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One look at an endpoint: what is seen, the record under construction, and what came out."""
+
+    seen: EndpointState
+    versions: Versions
+    now: float
+    progress: Fault = field(default_factory=lambda: Fault(Reason.UP_TO_DATE, ""))
+    under_way: bool = False
+    held: bool = False  # the candidate's pods must not start yet
+    verdict: Verdict | None = None  # of the candidate's gate
+    due: list[float] = field(default_factory=list)  # seconds after which to look again
+
+    def deployment(self, version: str) -> DeploymentView | None:
+        """Our Deployment of a version."""
+        found = (d for d in self.seen.deployments if d.name == version and d.owner_uid == self.seen.owner.uid and not d.deleting)
+        return next(found, None)
+
+    def pods(self, version: str) -> list[PodView]:
+        """Pods of a version that have not ended."""
+        return [p for p in self.seen.pods if p.parent == version and p.alive]
+
+    def wait(self, fault: Fault) -> None:
+        """The candidate is on its way."""
+        self.under_way, self.progress = True, fault
+
+    def age(self, version: VersionStatus) -> float:
+        """Seconds since a version came into its role."""
+        return self.now - clock.seconds(version.since) if version.since else 0.0
+
+
+def wanted_replicas(seen: EndpointState, target: Target, verdict: Verdict | None) -> int:
+    """Pods of a candidate: as many as the endpoint has, and one for the gate to ask where the endpoint is scaled to zero."""
+    return max(seen.spec.replicas, int(target.asks and (verdict is None or verdict.gate is not Gate.OPEN)))
+
+
+def roll(rollout: Rollout, target: Target) -> None:
+    """Bring the target nearer to the traffic."""
+    versions, spec = rollout.versions, rollout.seen.spec
+    drop_candidates(versions, keep=target.name)
+    known = versions.find(target.name)
+    if known and known.role == "Current":
+        rollout.progress = Fault(Reason.UP_TO_DATE, f"version {known.name} has the traffic")
+        return
+    if known and known.role == "Rejected" and known.asked == target.asked:
+        rollout.progress = Fault(known.reason or Reason.CRASH_LOOP, known.message or "")
+        return
+    if bad := next((text for gate in target.gates if (text := fault_of(gate))), ""):
+        rollout.progress = Fault(Reason.INVALID_SPEC, f"the gate of version {target.name} cannot be read: {bad}")
+        return
+    candidate = _candidate(versions, target, known)
+    verdict = rollout.verdict = recorded(target, candidate)
+    if verdict and verdict.gate is Gate.CLOSED:
+        _close(rollout, candidate, target, verdict)
+        return
+    current = versions.current
+    if spec.strategy.type == "Recreate" and current and (left := rollout.pods(current.name)):
+        rollout.held = True
+        rollout.wait(Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {current.name} have ended"))
+        return
+    if not _is_up(rollout, target, verdict):
+        _starting(rollout, candidate, target)
+        return
+    verdict = rollout.verdict = verdict or _ask(rollout, candidate, target)
+    if verdict.gate is Gate.OPEN:
+        _switch(rollout, candidate, target, verdict)
+    elif verdict.gate in (Gate.CLOSED, Gate.FAILED):
+        _close(rollout, candidate, target, verdict)
+    else:
+        rollout.wait(Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}"))
+
+
+def watch(rollout: Rollout, asked: str) -> None:
+    """Take the traffic back from a version whose pods crash soon after it got it. `asked`: digest of the wish that brought it there."""
+    versions, spec = rollout.versions, rollout.seen.spec
+    current, previous = versions.current, versions.having("Previous")
+    if current is None or not previous or not spec.auto_rollback:
+        return
+    left = spec.strategy.watch_seconds - rollout.age(current)
+    if left <= 0:
+        return
+    rollout.due.append(left)
+    crash = _crash(rollout.pods(current.name), restarts=1)
+    view = rollout.deployment(previous[0].name)
+    if crash is None or (spec.strategy.type != "Recreate" and not (view and view.ready)):
+        return
+    message = f"version {current.name} got the traffic and crashed, version {previous[0].name} has it again: {crash.message}"
+    versions.move(current, "Rejected", crash.reason, message, served=True, asked=asked)
+    versions.move(previous[0], "Current", served=True)
+
+
+def retire(rollout: Rollout) -> None:
+    """Let go of versions that had the traffic once the one that has it now has stood its time."""
+    spec, current = rollout.seen.spec, rollout.versions.current
+    if current is None:
+        return
+    left = max(SWITCH_SECONDS, spec.strategy.watch_seconds) - rollout.age(current)
+    previous = rollout.versions.having("Previous")
+    if previous and left > 0:
+        rollout.due.append(left)
+        return
+    for version in previous[spec.keep_previous :]:
+        rollout.versions.move(version, "Retired", served=True)
+
+
+def drop_candidates(versions: Versions, keep: str = "") -> None:
+    """Another version is wanted than the one that was on its way."""
+    for other in versions.having("Candidate"):
+        if other.name == keep:
+            continue
+        if other.trusted:  # it may still have its pods
+            versions.move(other, "Previous", served=True)
+        else:
+            versions.move(other, "Retired", Reason.SUPERSEDED, "another version was proposed before this one had the traffic")
+
+
+def _candidate(versions: Versions, target: Target, known: VersionStatus | None) -> VersionStatus:
+    """The target's record. A job that proposes the same adapter anew takes it over."""
+    wanted = target.candidate
+    about = {
+        "job": wanted.job, "job_uid": wanted.job_uid, "adapter": wanted.adapter, "eval_loss": wanted.eval_loss,
+        "model_bytes": wanted.model_bytes if wanted.model_bytes is not None else known.model_bytes if known else None,
+    }  # fmt: skip
+    record = (known or VersionStatus(name=target.name, role="Candidate", adapter=wanted.adapter)).model_copy(update=about)
+    return versions.put(record) if record.role == "Candidate" else versions.move(record, "Candidate")
+
+
+def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
+    """Whether the target can take the traffic: all its pods have answered. Of a version that had it before one is enough, or a rollback takes long."""
+    record, view = rollout.versions.find(target.name), rollout.deployment(target.name)
+    wanted = wanted_replicas(rollout.seen, target, verdict)
+    if wanted == 0:
+        return True
+    enough = 1 if record and record.trusted else wanted
+    return view is not None and view.current and view.ready >= enough
+
+
+def _crash(pods: Iterable[PodView], *, restarts: int) -> Fault | None:
+    """Pods that ended by themselves again and again."""
+    for pod in pods:
+        fault = waiting(pod)
+        if pod.restarts >= restarts and fault and fault.reason == Reason.CRASH_LOOP:
+            return Fault(Reason.CRASH_LOOP, f"pod {pod.name}: {fault.message}")
+    return None
+
+
+def why(rollout: Rollout, version: str) -> Fault:
+    """What holds a version up, from its newest pod."""
+    pod = max(rollout.pods(version), key=lambda p: (not p.deleting, p.created_at, p.name), default=None)
+    if pod is None:
+        return Fault(Reason.STARTING, f"version {version}: waiting for its pods to be created")
+    if fault := waiting(pod):
+        fetch = pod.ended and pod.ended.container == names.FETCH_CONTAINER and pod.ended.exit_code
+        return Fault(Reason.FETCH_FAILED if fetch else fault.reason, f"version {version}, pod {pod.name}: {fault.message}")
+    state = "loads the model" if pod.running else "fetches the model and the adapter"
+    return Fault(Reason.ROLLING_OUT, f"version {version}: pod {pod.name} {state}")
+
+
+def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
+    """The candidate does not answer yet. Is it worth waiting for?"""
+    spec, pods = rollout.seen.spec, rollout.pods(candidate.name)
+    fault = why(rollout, candidate.name)
+    rollout.wait(fault)
+    if not spec.auto_rollback:
+        return
+    left = spec.strategy.timeout_seconds - rollout.age(candidate)
+    hopeless = next((Fault(t.reason, t.message) for p in pods if p.ended and p.ended.exit_code in _FINAL and (t := result(p.ended))), None)
+    if crash := hopeless or _crash(pods, restarts=MAX_RESTARTS):
+        reason = Reason.FETCH_FAILED if hopeless else crash.reason
+        _reject(rollout, candidate, target, Fault(reason, f"version {candidate.name} cannot be served: {crash.message}"))
+    elif left <= 0:
+        message = f"version {candidate.name} did not answer within {spec.strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {fault.message}"
+        _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
+    else:
+        rollout.due.append(left)
+
+
+def _ask(rollout: Rollout, candidate: VersionStatus, target: Target) -> Verdict:
+    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, target.gate)
+    job = next((j for j in rollout.seen.jobs if j.name == name and j.owner_uid == rollout.seen.owner.uid), None)
+    return evaluation(job, rollout.seen.pods, rollout.now)
+
+
+def _reject(rollout: Rollout, candidate: VersionStatus, target: Target, fault: Fault, **fields: Any) -> None:
+    rollout.versions.move(candidate, "Rejected", fault.reason, fault.message, asked=target.asked, **fields)
+    rollout.under_way, rollout.progress = False, fault
+
+
+def _close(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict) -> None:
+    fault = Fault(verdict.reason, f"version {candidate.name} gets no traffic: {verdict.message}")
+    _reject(rollout, candidate, target, fault, evaluation=verdict.result, gate=target.gate if verdict.result else None)
+
+
+def _switch(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict) -> None:
+    versions, current = rollout.versions, rollout.versions.current
+    if current:
+        versions.move(current, "Previous", served=True)
+    passed: dict[str, Any] = {"evaluation": verdict.result, "gate": target.gate} if verdict.result else {}
+    versions.move(candidate, "Current", served=True, **passed)
+    rollout.under_way, rollout.progress = False, Fault(Reason.UP_TO_DATE, f"version {candidate.name} has the traffic")

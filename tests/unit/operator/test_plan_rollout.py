@@ -1,0 +1,289 @@
+"""Rollouts as stories: who has the traffic, which pods stay, and what brings a version back."""
+
+from typing import Any
+
+import pytest
+
+from .makers import ended, names, result
+from .story import Story, candidate, crashing, serving_pod
+
+
+def test_the_first_version_gets_its_own_objects_and_no_traffic_before_it_answers() -> None:
+    story = Story(candidate=candidate("a"))
+    plan = story.look()
+    version = story.name("a")
+    assert names(plan.apply) == [f"ConfigMap/{version}", f"Service/{version}", f"Deployment/{version}"]
+    assert (story.roles(), story.progress(), story.status["reason"]) == ({"a": "Candidate"}, ("True", "Starting"), "Starting")
+    story.up("a")
+    story.look()
+    assert (story.traffic(), story.roles(), story.progress()) == (version, {"a": "Current"}, ("False", "UpToDate"))
+    assert (story.status["readyReplicas"], story.status["selector"]) == (1, f"finetune.dev/endpoint=support,finetune.dev/version={version}")
+    assert names(story.plan.apply)[-2:] == ["Service/support", "PodDisruptionBudget/support"]
+
+
+class TestBlueGreen:
+    def test_the_old_version_keeps_traffic_and_pods_until_all_pods_of_the_new_one_answer(self) -> None:
+        story = Story(replicas=2)
+        old = story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        story.up("b", 1)
+        story.look()
+        assert (story.traffic(), story.roles()) == (old, {"a": "Current", "b": "Candidate"})
+        story.up("b", 2)
+        story.look()
+        assert (story.traffic(), story.roles()) == (story.name("b"), {"b": "Current", "a": "Previous"})
+        assert (story.replicas[old], story.plan.delete) == (2, ())
+
+    def test_the_old_pods_stay_while_the_new_version_is_watched_and_go_afterwards(self) -> None:
+        story = Story(strategy={"watchSeconds": 60})
+        old = story.serving("a")
+        new = story.serving("b")
+        assert story.look(58).delete == ()
+        plan = story.look(2)
+        assert [(r.kind, r.name) for r in plan.delete] == [("Service", old), ("ConfigMap", old), ("Deployment", old)]
+        assert (story.roles(), list(story.replicas)) == ({"b": "Current", "a": "Retired"}, [new])
+
+    def test_old_pods_are_never_gone_in_the_moment_of_the_switch(self) -> None:
+        story = Story(strategy={"watchSeconds": 0})
+        story.serving("a")
+        story.serving("b")
+        assert (story.plan.delete, story.plan.requeue_after) == ((), 5)
+        assert len(story.look(5).delete) == 3
+
+    def test_one_pod_of_each_previous_version_is_kept_as_asked(self) -> None:
+        story = Story(replicas=3, keepPrevious=1, strategy={"watchSeconds": 60})
+        first, second = story.serving("a"), story.serving("b")
+        story.look(120)
+        third = story.serving("c")
+        story.look(120)
+        assert (story.roles(), story.replicas) == ({"c": "Current", "b": "Previous", "a": "Retired"}, {second: 1, third: 3})
+        assert first not in story.replicas
+
+    def test_a_candidate_that_another_one_overtakes_goes(self) -> None:
+        story = Story()
+        story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        lost = story.name("b")
+        story.spec["candidate"] = candidate("c")
+        plan = story.look()
+        assert [r.name for r in plan.delete] == [lost] * 3
+        assert (story.version("b")["role"], story.version("b")["reason"]) == ("Retired", "Superseded")
+
+
+class TestRecreate:
+    def test_the_new_pods_come_when_the_old_ones_have_ended(self) -> None:
+        story = Story(strategy={"type": "Recreate"})
+        old = story.serving("a")
+        story.pods = [serving_pod(old, running=True, ready=True)]
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        assert (story.replicas, story.progress()) == ({old: 0}, ("True", "Recreating"))
+        story.pods = []
+        story.look()
+        assert story.replicas == {old: 0, story.name("b"): 1}
+
+    def test_the_old_version_comes_back_when_the_new_one_is_given_up(self) -> None:
+        story = Story(strategy={"type": "Recreate"})
+        old = story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        story.pods = [crashing(story.name("b"), 5)]
+        story.look()
+        assert (story.traffic(), story.replicas) == (old, {old: 1})
+
+
+class TestGivenUp:
+    def story(self, **spec: Any) -> Story:
+        story = Story(**spec)
+        story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        return story
+
+    def test_a_version_that_crashes_again_and_again(self) -> None:
+        story = self.story()
+        old, new = story.name("a"), story.name("b")
+        story.pods = [crashing(new, 4)]
+        story.look()
+        assert story.progress() == ("True", "CrashLoop")
+        story.pods = [crashing(new, 5)]
+        plan = story.look()
+        assert (story.traffic(), story.roles(), story.progress()) == (old, {"a": "Current", "b": "Rejected"}, ("False", "CrashLoop"))
+        assert [r.name for r in plan.delete] == [new] * 3
+        assert story.status["reason"] == "CrashLoop"
+
+    def test_one_that_does_not_answer_in_time(self) -> None:
+        story = self.story(strategy={"timeoutSeconds": 600})
+        story.look(598)
+        assert story.progress()[0] == "True"
+        story.look(2)
+        assert (story.version("b")["reason"], "600 s (spec.strategy.timeoutSeconds)" in story.version("b")["message"]) == ("NotReadyInTime", True)
+
+    def test_one_whose_adapter_can_never_be_served_at_once(self) -> None:
+        story = self.story()
+        broken = ended(20, result("fetch", "InvalidConfig", "trained on another base"), container="fetch")
+        story.pods = [serving_pod(story.name("b"), waiting_reason="CrashLoopBackOff", restarts=1, ended=broken)]
+        story.look()
+        assert (story.version("b")["reason"], "trained on another base" in story.version("b")["message"]) == ("FetchFailed", True)
+
+    def test_nothing_is_given_up_without_auto_rollback(self) -> None:
+        story = self.story(autoRollback=False, strategy={"timeoutSeconds": 60})
+        story.pods = [crashing(story.name("b"), 50)]
+        story.look(10_000)
+        assert (story.roles()["b"], story.progress()) == ("Candidate", ("True", "CrashLoop"))
+
+    def test_what_was_given_up_stays_so_until_something_else_is_asked_for(self) -> None:
+        story = self.story()
+        story.pods = [crashing(story.name("b"), 5)]
+        story.look()
+        story.pods = []
+        story.look(1000)
+        assert (story.roles()["b"], story.progress()) == ("Rejected", ("False", "CrashLoop"))
+        story.spec["version"] = "b"  # somebody insists
+        story.look()
+        assert story.roles()["b"] == "Candidate"
+
+    def test_a_pod_that_no_node_takes_is_waited_for(self) -> None:
+        story = self.story()
+        story.pods = [serving_pod(story.name("b"), phase="Pending", unschedulable="0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")]
+        story.look()
+        assert story.progress() == ("True", "Unschedulable")
+
+
+class TestWatch:
+    def story(self, **spec: Any) -> Story:
+        story = Story(**{"strategy": {"watchSeconds": 120}, **spec})
+        story.serving("a")
+        story.serving("b")
+        return story
+
+    def test_a_version_that_crashes_soon_after_the_switch_gives_the_traffic_back(self) -> None:
+        story = self.story()
+        story.pods = [crashing(story.name("b"), 1)]
+        plan = story.look(60)
+        assert (story.traffic(), story.roles(), story.progress()) == (story.name("a"), {"a": "Current", "b": "Rejected"}, ("False", "CrashLoop"))
+        assert [r.name for r in plan.delete] == [story.name("b")] * 3
+        story.look(600)
+        assert story.roles() == {"a": "Current", "b": "Rejected"}
+
+    CALM: tuple[tuple[str, dict[str, Any], float, int], ...] = (
+        ("after its time it is on its own", {}, 121, 3),
+        ("without auto rollback it keeps the traffic", {"autoRollback": False}, 60, 3),
+        ("a single crash without a loop is the kubelet's business", {}, 60, 0),
+    )
+
+    @pytest.mark.parametrize(("spec", "seconds", "restarts"), [c[1:] for c in CALM], ids=[c[0] for c in CALM])
+    def test_otherwise_the_traffic_stays(self, spec: dict[str, Any], seconds: float, restarts: int) -> None:
+        story = self.story(**spec)
+        story.pods = [crashing(story.name("b"), restarts)]
+        story.look(seconds)
+        assert (story.traffic(), story.roles()["b"]) == (story.name("b"), "Current")
+
+    def test_traffic_never_goes_back_to_pods_that_do_not_answer(self) -> None:
+        story = self.story()
+        story.ready[story.name("a")] = 0
+        story.pods = [crashing(story.name("b"), 9)]
+        story.look(60)
+        assert story.traffic() == story.name("b")
+
+
+class TestPinned:
+    def test_a_rollback_by_hand_takes_the_kept_pod_and_leaves_the_new_version_for_later(self) -> None:
+        story = Story(replicas=2, keepPrevious=1, strategy={"watchSeconds": 10})
+        story.serving("a")
+        story.serving("b")
+        story.look(60)
+        story.spec["version"] = "a"
+        story.look()
+        assert (story.traffic(), story.roles(), story.replicas[story.name("b")]) == (story.name("a"), {"a": "Current", "b": "Previous"}, 2)
+        del story.spec["version"]
+        story.look()
+        assert (story.traffic(), story.roles()) == (story.name("b"), {"b": "Current", "a": "Previous"})
+
+    def test_a_version_without_pods_is_made_anew_before_it_gets_the_traffic(self) -> None:
+        story = Story(strategy={"watchSeconds": 0})
+        old = story.serving("a")
+        story.serving("b")
+        story.look(10)
+        assert old not in story.replicas
+        story.ready[old] = 0
+        story.spec["version"] = old
+        story.look()
+        assert (story.traffic(), story.replicas[old]) == (story.name("b"), 1)
+        story.up("a")
+        story.look()
+        assert story.traffic() == old
+
+    def test_one_made_by_an_older_spec_keeps_its_pods_as_they_are(self) -> None:
+        story = Story(keepPrevious=1, strategy={"watchSeconds": 0})
+        old = story.serving("a")
+        story.spec["maxLength"] = 64
+        story.serving("b")
+        story.look(10)
+        assert story.replicas[old] == 1
+        story.spec["version"] = old
+        plan = story.look()
+        assert (story.traffic(), [b for b in plan.apply if b["kind"] == "Deployment" and b["metadata"]["name"] == old]) == (old, [])
+
+    def test_new_candidates_wait_behind_a_pin(self) -> None:
+        story = Story(version="a", candidate=candidate("a"))
+        story.look()
+        story.up("a")
+        story.look()
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        assert (story.roles(), story.progress()) == ({"a": "Current"}, ("False", "UpToDate"))
+
+    def test_a_name_that_nobody_knows_changes_nothing_and_says_what_there_is(self) -> None:
+        story = Story()
+        old = story.serving("a")
+        story.spec["version"] = "typo"
+        story.look()
+        assert (story.traffic(), story.progress()) == (old, ("False", "VersionNotFound"))
+        message = next(c["message"] for c in story.status["conditions"] if c["type"] == "Progressing")
+        assert old in message
+
+    def test_a_version_that_never_had_the_traffic_cannot_be_named_once_it_is_not_the_candidate(self) -> None:
+        story = Story()
+        story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        story.look()
+        story.pods = [crashing(story.name("b"), 5)]
+        story.look()
+        story.pods = []
+        story.spec |= {"candidate": candidate("c"), "version": "b"}
+        story.look()
+        assert story.progress() == ("False", "VersionNotFound")
+
+
+def test_caches_are_not_enough_to_move_traffic_or_to_delete() -> None:
+    story = Story(candidate=candidate("a"))
+    story.look()
+    before = story.status
+    story.up("a")
+    plan = story.look(live=False)
+    assert (plan.look, plan.apply, plan.status) == (True, (), before)
+    assert not story.look().look
+
+
+def test_history_is_kept_short() -> None:
+    story = Story(strategy={"watchSeconds": 0})
+    for number in range(12):
+        adapter = {"uri": "s3://models/ft/adapter", "manifestSha256": f"{number:064x}"}
+        story.spec["candidate"] = {"job": f"job-{number}", "jobUid": str(number), "adapter": adapter}
+        story.look()
+        story.ready = dict.fromkeys(story.replicas, 1)
+        story.look()
+        story.look(10)
+    assert [v["job"] for v in story.status["versions"]] == [f"job-{n}" for n in (11, 10, 9, 8, 7, 6)]
+
+
+def test_a_deleted_deployment_of_a_kept_version_comes_back() -> None:
+    story = Story(keepPrevious=1, strategy={"watchSeconds": 0})
+    old, new = story.serving("a"), story.serving("b")
+    story.look(10)
+    story.replicas.clear()
+    story.look()
+    assert story.replicas == {new: 1, old: 1}
