@@ -1,7 +1,8 @@
 """Carries out plans: the only place that changes objects other than by their status."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from . import names
 from .api import API_VERSION
@@ -12,6 +13,7 @@ from .plan.types import Body, Plan, Ref
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
 TRUST = 300.0
+_PUT_RIGHT_AT_ONCE = {"Service": ("selector",), "Deployment": ("replicas",)}
 
 
 class Applier:
@@ -24,6 +26,12 @@ class Applier:
     def forget(self, namespace: str, ref: Ref) -> None:
         """An object was deleted or edited by somebody: apply it again next time."""
         self._applied.pop((namespace, ref), None)
+
+    def seen(self, namespace: str, ref: Ref, spec: Mapping[str, Any]) -> None:
+        """An object was changed, perhaps by somebody else: what decides who answers is put right at once."""
+        known = self._applied.get((namespace, ref))
+        if known and any(spec.get(field) != known[0]["spec"].get(field) for field in _PUT_RIGHT_AT_ONCE.get(ref.kind, ())):
+            self.forget(namespace, ref)
 
     async def execute(self, plan: Plan, owner: Owner) -> list[str]:
         """Apply, patch, create, propose, delete, in this order. Returns children whose names belong to somebody else.

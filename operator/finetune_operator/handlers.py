@@ -189,19 +189,22 @@ def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
 
 
 @kopf.on.event(GROUP, VERSION, "modelendpoints")
-def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, meta: Any, **_: Any) -> None:
-    """A ModelEndpoint changed: the job that proposed its candidate waits for it, or the one that owns it."""
+def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status: Any, meta: Any, **_: Any) -> None:
+    """A ModelEndpoint changed: jobs whose versions it has wait for it, or the one that owns it."""
     _enqueue(memo, "ModelEndpoint", namespace, name)
-    waiting = {(spec.get("candidate") or {}).get("job"), *(o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob")}
+    waiting = {(spec.get("candidate") or {}).get("job"), *(v.get("job") for v in status.get("versions") or ())}
+    waiting |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
     for job in waiting - {None, ""}:
         _enqueue(memo, "FineTuneJob", namespace, job)
 
 
-def _child_event(memo: Any, namespace: Any, name: str, kind: str, labels: Any, event_type: str | None) -> None:
-    api = {"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1")
+def _child_event(memo: Any, namespace: Any, name: str, kind: str, labels: Any, event_type: str | None, spec: Any = None) -> None:
+    ref = Ref({"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1"), kind, name)
     runtime = cast("Runtime", memo.runtime)
-    if event_type == "DELETED" and runtime.reconciler:
-        runtime.reconciler.applier.forget(namespace, Ref(api, kind, name))
+    if runtime.reconciler and event_type == "DELETED":
+        runtime.reconciler.applier.forget(namespace, ref)
+    elif runtime.reconciler and spec is not None:
+        runtime.reconciler.applier.seen(namespace, ref, spec)
     if job := labels.get(names.LABEL_JOB):
         _enqueue(memo, "FineTuneJob", namespace, job)
     if endpoint := labels.get(names.LABEL_ENDPOINT):
@@ -231,12 +234,12 @@ def pod_event(memo: Any, namespace: Any, name: str, labels: Any, body: Any, type
 
 
 @kopf.on.event("apps", "v1", "deployments", labels=OURS)
-def deployment_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+def deployment_event(memo: Any, namespace: Any, name: str, labels: Any, spec: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Deployment of ours changed."""
-    _child_event(memo, namespace, name, "Deployment", labels, type)
+    _child_event(memo, namespace, name, "Deployment", labels, type, spec)
 
 
 @kopf.on.event("v1", "services", labels=OURS)
-def service_event(memo: Any, namespace: Any, name: str, labels: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+def service_event(memo: Any, namespace: Any, name: str, labels: Any, spec: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Service of ours changed."""
-    _child_event(memo, namespace, name, "Service", labels, type)
+    _child_event(memo, namespace, name, "Service", labels, type, spec)

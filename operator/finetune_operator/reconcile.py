@@ -172,7 +172,7 @@ class Reconciler:
         if conflicts:
             decided = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
         await self._report(key, state.owner, raw, state.status.conditions, decided)
-        return decided.requeue_after or RESYNC
+        return min(decided.requeue_after or RESYNC, RESYNC)
 
     async def _decide_endpoint(self, raw: Mapping[str, Any], *, live: bool) -> tuple[EndpointState, Plan] | None:
         """What to do about a ModelEndpoint; `live`: by what the API server says now. None when it cannot be read."""

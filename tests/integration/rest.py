@@ -21,6 +21,7 @@ _PREFIXES = {
     "/api/v1": ("pods", "configmaps", "services", "events", "secrets", "nodes", "namespaces"),
     "/apis/batch/v1": ("jobs",),
     "/apis/apps/v1": ("deployments",),
+    "/apis/policy/v1": ("poddisruptionbudgets",),
     "/apis/finetune.dev/v1alpha1": ("finetunejobs", "modelendpoints"),
     "/apis/kueue.x-k8s.io/v1beta2": ("workloads",),
     "/apis/apiextensions.k8s.io/v1": ("customresourcedefinitions",),

@@ -122,13 +122,43 @@ REFUSED_JOBS = [
         "would delete the endpoint together with the job: name the endpoint with inference.endpoint",
         id="a time to live for a job that owns its endpoint",
     ),
+    # the gate
+    pytest.param(
+        {"evaluation": {"prompts": [{"name": "hours", "prompt": "When are you open?"}]}},
+        "spec.evaluation",
+        "evaluation.prompts are asked of the model as it is served: set inference, or use evaluation.evalLoss alone",
+        id="questions to a model that is not served",
+    ),
+    pytest.param(
+        {"evaluation": {"evalLoss": {"max": "1.5"}}, "dataset": {"validation": {"splitRatio": "0"}}},
+        "spec.evaluation",
+        "evaluation.evalLoss needs an evaluation loss",
+        id="a bound on a loss that is not measured",
+    ),
+    pytest.param(
+        {"evaluation": {"prompts": [{"name": "hours", "prompt": "When?", "messages": [{"role": "user", "content": "When?"}]}]}, "inference": {}},
+        "spec.evaluation.prompts[0].prompt",
+        "either prompt (one user message) or messages (a conversation)",
+        id="a question asked twice",
+    ),
+    pytest.param(
+        {"evaluation": {"prompts": [{"name": "hours"}]}, "inference": {}},
+        "spec.evaluation.prompts[0].prompt",
+        "either prompt (one user message) or messages (a conversation)",
+        id="a question without words",
+    ),
+    pytest.param(
+        {"evaluation": {"minPassRate": "80%", "prompts": [{"name": "hours", "prompt": "When?"}]}, "inference": {}},
+        "spec.evaluation.minPassRate",
+        "should match",
+        id="a pass rate in percent",
+    ),
     pytest.param({"queue": {"name": "team a"}}, "spec.queue.name", "should match", id="a queue whose name is no label"),
     pytest.param({"queue": {"name": "a", "priorityClass": "-"}}, "spec.queue.priorityClass", "should match", id="a priority whose name is no label"),
     pytest.param({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds", "greater than or equal to 1", id="no time at all"),
     # what this version does not do
     pytest.param({"resources": {"gpus": 2}}, "spec.resources.gpus", f"training on more than one GPU {NOT_YET}", id="two GPUs"),
     pytest.param({"resources": {"nodes": 2}}, "spec.resources.nodes", f"training on more than one node {NOT_YET}", id="two nodes"),
-    pytest.param({"evaluation": {}}, "spec.evaluation", f"the evaluation gate {NOT_YET}", id="a gate"),
     pytest.param({"training": {"packing": "On"}}, "spec.training.packing", f"packing: On {NOT_YET}", id="packing"),
     pytest.param(
         {"inference": {"resources": {"gpus": 2}}}, "spec.inference.resources.gpus", f"serving on more than one GPU {NOT_YET}", id="serving on two GPUs"
@@ -143,11 +173,19 @@ def test_a_job_is_refused(kubectl: Kubectl, change: dict[str, Any], field: str, 
     assert any(f"{field}: " in line and message in line for line in said.splitlines()), said
 
 
+JUDGE = {"endpoint": "http://judge.team.svc/v1", "model": "judge"}
+ADAPTER = {"uri": "s3://models/a", "manifestSha256": "a" * 64}
 REFUSED_ENDPOINTS = [
-    pytest.param({"gate": {}}, "spec.gate", f"the evaluation gate {NOT_YET}", id="a gate"),
-    pytest.param({"version": "support-1"}, "spec.version", f"pinning a version {NOT_YET}", id="a pinned version"),
-    pytest.param({"keepPrevious": 1}, "spec.keepPrevious", f"keeping the previous version's pods {NOT_YET}", id="previous versions kept"),
-    pytest.param({"strategy": {"type": "Canary"}}, "spec.strategy.type", f"a rollout other than BlueGreen {NOT_YET}", id="a canary"),
+    pytest.param({"strategy": {"type": "Canary"}}, "spec.strategy.type", f"a rollout by shares of the traffic {NOT_YET}", id="a canary"),
+    pytest.param({"version": ""}, "spec.version", "at least 1 chars long", id="a pin to nothing"),
+    pytest.param({"keepPrevious": 11}, "spec.keepPrevious", "less than or equal to 10", id="too many previous versions"),
+    pytest.param({"gate": {"judge": JUDGE}}, "spec.gate.prompts", "need prompts or promptsFrom", id="a judge with nothing to rate"),
+    pytest.param(
+        {"candidate": {"adapter": ADAPTER, "evaluation": {"notWorseThanCurrent": True}}},
+        "spec.candidate.evaluation.prompts",
+        "need prompts or promptsFrom",
+        id="a comparison with nothing to compare",
+    ),
     pytest.param({"replicas": -1}, "spec.replicas", "greater than or equal to 0", id="fewer than no replicas"),
     pytest.param({"candidate": {}}, "spec.candidate.adapter", "Required value", id="a candidate without an adapter"),
     pytest.param(

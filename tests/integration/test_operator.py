@@ -114,6 +114,7 @@ def test_a_deleted_training_job_is_made_again_and_a_deleted_service_too(operator
     here.kubectl("delete", "job", "support-train-1", "--wait=false")
     here.kubectl("delete", "pod", old, "--force", "--grace-period=0", "--wait=false", "--ignore-not-found")
     here.end(here.pod("Train", not_named=old)["metadata"]["name"], 0, TRAINED)
-    wait("the service", lambda: here.get("service", "support"))
+    here.run(wait("a serving pod", lambda: here.items("pods", "finetune.dev/endpoint=support"))[0]["metadata"]["name"])
+    phase(here, "Succeeded")
     here.kubectl("delete", "service", "support")
     wait("the service again", lambda: here.get("service", "support"))

@@ -47,7 +47,7 @@ class EvaluationPrompt(Model):
 
     model_config = rules(
         {
-            "rule": "size(self.prompt) > 0 != size(self.messages) > 0",
+            "rule": "(size(self.prompt) > 0) != (size(self.messages) > 0)",
             "message": "a prompt has either prompt (one user message) or messages (a conversation)",
             "fieldPath": ".prompt",
         }

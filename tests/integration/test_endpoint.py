@@ -1,0 +1,180 @@
+"""Rollouts on a real API server with the real Deployment and Job controllers; the tests stand in for the kubelet only."""
+
+import json
+import signal
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.integration.job import finetunejob, phase, prepared, running, train_message
+from tests.integration.operator_process import Namespace, Operator, wait
+
+Body = dict[str, Any]
+GATE = {"prompts": [{"name": "room", "prompt": "What is the code of room 7?", "expect": {"contains": ["41"]}}]}
+
+
+def candidate(letter: str) -> Body:
+    return {"job": letter, "jobUid": f"uid-{letter}", "adapter": {"uri": f"s3://models/ft/{letter}/adapter", "manifestSha256": letter * 64}}
+
+
+def endpoint(**spec: Any) -> Body:
+    model = {"source": "s3://models/base", "type": "qwen3", "template": "qwen3"}
+    storage = {"s3": {"uri": "s3://models/ft", "endpoint": "http://s3:7070", "secretRef": {"name": "s3"}}}
+    return {
+        "apiVersion": "finetune.dev/v1alpha1", "kind": "ModelEndpoint", "metadata": {"name": "support"},
+        "spec": {"model": model, "storage": storage, "strategy": {"watchSeconds": 5}, **spec},
+    }  # fmt: skip
+
+
+class Endpoint:
+    """One endpoint as its user and its pods' kubelet see it."""
+
+    def __init__(self, here: Namespace) -> None:
+        self.here = here
+
+    def edit(self, **spec: Any) -> None:
+        self.here.rest.merge("modelendpoint", "support", {"spec": spec})
+
+    def status(self) -> Body:
+        return dict(self.here.get("modelendpoint", "support").get("status") or {})
+
+    def version(self, letter: str) -> Body:
+        return next((v for v in self.status().get("versions", []) if v.get("job") == letter), {})
+
+    def until(self, letter: str, role: str) -> Body:
+        return wait(f"version {letter} is {role}", lambda: found if (found := self.version(letter)).get("role") == role else {}, 30)
+
+    def pods(self, letter: str) -> list[str]:
+        name = self.version(letter).get("name", "?")
+        found = self.here.items("pods", f"finetune.dev/version={name}")
+        return [p["metadata"]["name"] for p in found if "deletionTimestamp" not in p["metadata"]]
+
+    def answer(self, letter: str) -> str:
+        """The version's pods answer. Returns the first one."""
+        name = wait(f"a pod of {letter}", lambda: self.pods(letter))[0]
+        for pod in self.pods(letter):
+            self.here.run(pod)
+        return name
+
+    def traffic(self) -> str:
+        service = self.here.get("service", "support")
+        return str(service["spec"]["selector"]["finetune.dev/version"]) if service else ""
+
+    def serve(self, letter: str) -> str:
+        """A version that has the traffic. Returns its name."""
+        self.edit(candidate=candidate(letter))
+        self.until(letter, "Candidate")
+        self.answer(letter)
+        return str(self.until(letter, "Current")["name"])
+
+    def evaluation(self, passed: bool, *reasons: str) -> None:
+        """The pod of the evaluation ends with a verdict."""
+        pod = wait("a pod that evaluates", lambda: self.here.items("pods", "finetune.dev/step=Evaluate"))[0]["metadata"]["name"]
+        found = {"passed": passed, "reasons": list(reasons), "prompts": 1, "repeats": 3}
+        self.here.end(pod, 0, json.dumps({"step": "evaluate", "reason": "Completed" if passed else "GateClosed", "evaluation": found}))
+
+
+def is_new(here: Namespace, kind: str, name: str, uid: str) -> bool:
+    found = here.get(kind, name)
+    return bool(found) and found["metadata"]["uid"] != uid
+
+
+@pytest.fixture
+def mine(operator: Operator, here: Namespace) -> Endpoint:
+    here.apply(endpoint())
+    return Endpoint(here)
+
+
+def test_a_second_version_takes_over_and_the_first_one_goes_after_its_time(mine: Endpoint) -> None:
+    old = mine.serve("a")
+    new = mine.serve("b")
+    assert mine.traffic() == new
+    mine.until("a", "Retired")
+    wait("nothing of the old version is left", lambda: not [o for o in mine.here.items("deployments,services,configmaps") if o["metadata"]["name"] == old])
+    budget = mine.here.get("poddisruptionbudget", "support")
+    assert budget["spec"]["selector"]["matchLabels"]["finetune.dev/version"] == new
+    scale = json.loads(mine.here.kubectl("get", "--raw", f"/apis/finetune.dev/v1alpha1/namespaces/{mine.here.rest.namespace}/modelendpoints/support/scale"))
+    assert (scale["status"]["selector"], scale["status"]["replicas"]) == (f"finetune.dev/endpoint=support,finetune.dev/version={new}", 1)
+
+
+def test_the_gate_stands_between_an_answer_and_the_traffic(mine: Endpoint) -> None:
+    old = mine.serve("a")
+    mine.edit(gate=GATE, candidate=candidate("b"))
+    mine.until("b", "Candidate")
+    pod = mine.answer("b")
+    mine.evaluation(False, "pass rate 0.00 is below minPassRate 0.80")
+    rejected = mine.until("b", "Rejected")
+    assert (rejected["reason"], mine.traffic()) == ("GateClosed", old)
+    wait("the candidate's pods are gone", lambda: not mine.here.get("pods", pod))
+    wait("the evaluation is cleaned up", lambda: not mine.here.items("jobs", "finetune.dev/step=Evaluate"))
+    mine.edit(candidate=candidate("c"))
+    mine.until("c", "Candidate")
+    mine.answer("c")
+    mine.evaluation(True)
+    assert mine.until("c", "Current")["evaluation"]["passed"] is True
+    assert mine.traffic() == mine.version("c")["name"]
+
+
+def test_a_version_that_crashes_after_the_switch_gives_the_traffic_back(mine: Endpoint) -> None:
+    mine.edit(strategy={"watchSeconds": 60})
+    old = mine.serve("a")
+    mine.serve("b")
+    pod = mine.pods("b")[0]
+    ended = {"exitCode": 1, "reason": "Error", "message": "no GPU", "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z"}
+    looping = {
+        "name": "main", "image": "x", "imageID": "", "ready": False, "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": ended},
+    }  # fmt: skip
+    mine.here.set_pod(pod, {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [looping]})
+    assert mine.until("b", "Rejected")["reason"] == "CrashLoop"
+    assert (mine.traffic(), mine.version("a")["role"]) == (old, "Current")
+
+
+def test_a_rollback_by_hand_and_forward_again(mine: Endpoint) -> None:
+    mine.edit(keepPrevious=1)
+    old, new = mine.serve("a"), mine.serve("b")
+    mine.edit(version="a")
+    wait("the old version has the traffic", lambda: mine.traffic() == old)
+    mine.edit(version=None)
+    wait("the new version has it again", lambda: mine.traffic() == new)
+
+
+def test_what_others_do_to_its_objects_is_put_right(mine: Endpoint) -> None:
+    version = mine.serve("a")
+    mine.here.rest.merge("service", "support", {"spec": {"selector": {"finetune.dev/version": "nonsense"}}})
+    wait("the Service selects the version again", lambda: mine.traffic() == version)
+    mine.here.rest.merge("deployment", version, {"spec": {"replicas": 0}})
+    wait("the Deployment has its pods again", lambda: mine.here.get("deployment", version)["spec"]["replicas"] == 1)
+    for kind in ("deployment", "service"):
+        uid = mine.here.get(kind, version)["metadata"]["uid"]
+        mine.here.rest.delete(kind, version)
+        wait(f"the {kind} is made anew", partial(is_new, mine.here, kind, version, uid))
+    assert mine.traffic() == version
+
+
+def test_the_operator_may_end_at_any_moment_of_a_rollout(operator: Operator, mine: Endpoint) -> None:
+    mine.serve("a")
+    mine.edit(candidate=candidate("b"))
+    mine.until("b", "Candidate")
+    operator.stop(signal.SIGKILL)
+    mine.answer("b")
+    operator.start()
+    mine.until("b", "Current")
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    mine.until("a", "Retired")
+    assert mine.traffic() == mine.version("b")["name"]
+
+
+def test_two_jobs_for_one_endpoint_end_with_the_later_one_served(operator: Operator, here: Namespace) -> None:
+    mine = Endpoint(here)
+    for letter in ("a", "b"):
+        here.apply(finetunejob(letter, inference={"endpoint": "support"}))
+        prepared(here, letter)
+        pod = running(here, job=letter)
+        here.end(pod, 0, train_message("Completed", "40 steps", step=40, loss=0.5, adapter=candidate(letter)["adapter"]))
+        mine.until(letter, "Candidate")
+    assert phase(here, "Failed", "a")["reason"] == "Superseded"
+    mine.answer("b")
+    assert phase(here, "Succeeded", "b")["endpoint"]["version"] == mine.version("b")["name"]
