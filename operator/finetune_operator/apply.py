@@ -40,12 +40,17 @@ class Applier:
         """
         namespace, uid = owner.namespace, owner.uid
         conflicts: list[str] = []
-        for body in plan.apply:
-            await self._apply(body, namespace, uid, conflicts)
-        for ref, change in plan.patch:
-            await self._cluster.patch(ref, namespace, change)
+        due = [
+            (body, found)
+            for body in plan.apply
+            if not self._known(namespace, body) and (found := await self._look(body, namespace, uid, conflicts)) is not None
+        ]
         if conflicts:
             return conflicts
+        for body, found in due:
+            await self._apply(body, namespace, found)
+        for ref, change in plan.patch:
+            await self._cluster.patch(ref, namespace, change)
         for body in plan.create:
             try:
                 await self._cluster.create(body)
@@ -59,19 +64,23 @@ class Applier:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)
         return conflicts
 
-    async def _apply(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> None:
-        ref = ref_of(body)
-        known, since = self._applied.get((namespace, ref), ({}, 0.0))
-        if known == body and 0 <= self._clock() - since < TRUST:
-            return
-        found = await self._cluster.get(ref, namespace)
-        if self._is_ours(body, found, uid, conflicts):
-            # With its UID: what was deleted and made anew by somebody since we looked is not written to.
-            exactly = {"uid": found["metadata"]["uid"]} if found else {}
-            await self._cluster.apply({**body, "metadata": {**body["metadata"], **exactly}}, names.FIELD_MANAGER)
-            now = self._clock()
-            self._applied = {key: entry for key, entry in self._applied.items() if 0 <= now - entry[1] < TRUST}  # also of jobs that are gone
-            self._applied[namespace, ref] = (body, now)
+    def _known(self, namespace: str, body: Body) -> bool:
+        """Whether an object was applied like this not long ago."""
+        known, since = self._applied.get((namespace, ref_of(body)), ({}, 0.0))
+        return known == body and 0 <= self._clock() - since < TRUST
+
+    async def _look(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> Body | None:
+        """The object as it is, empty when there is none; None when it is somebody else's, which is noted."""
+        found = await self._cluster.get(ref_of(body), namespace)
+        return (found or {}) if self._is_ours(body, found, uid, conflicts) else None
+
+    async def _apply(self, body: Body, namespace: str, found: Body) -> None:
+        # With its UID: what was deleted and made anew by somebody since we looked is not written to.
+        exactly = {"uid": found["metadata"]["uid"]} if found else {}
+        await self._cluster.apply({**body, "metadata": {**body["metadata"], **exactly}}, names.FIELD_MANAGER)
+        now = self._clock()
+        self._applied = {key: entry for key, entry in self._applied.items() if 0 <= now - entry[1] < TRUST}  # also of jobs that are gone
+        self._applied[namespace, ref_of(body)] = (body, now)
 
     @staticmethod
     def _is_ours(body: Body, found: Body | None, uid: str, conflicts: list[str]) -> bool:

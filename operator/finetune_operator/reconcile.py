@@ -142,15 +142,16 @@ class Reconciler:
             workloads=tuple(w for w in _all(self._caches.workloads, *at) if w.job_uid in uids),
             nodes=await self._nodes.offering(job.spec.resources.gpu_resource) if asks else None,
             ignore_fit=(raw["metadata"].get("annotations") or {}).get(ANNOTATION_IGNORE_FIT) == "true",
-            endpoint=await self._endpoint_of(owner, job),
+            endpoint=await self._endpoint_of(owner, job, live=children.live),
             progress=self._progress.latest(at, self._now()),
             ca=self._ca,
         )
 
-    async def _endpoint_of(self, owner: Owner, job: FineTuneJob) -> EndpointView | None:
+    async def _endpoint_of(self, owner: Owner, job: FineTuneJob, *, live: bool) -> EndpointView | None:
         if job.spec.inference is None:
             return None
-        raw = await self._objects.newest(Key("ModelEndpoint", owner.namespace, endpoint_name(owner, job.spec.inference)))
+        key = Key("ModelEndpoint", owner.namespace, endpoint_name(owner, job.spec.inference))
+        raw = await (self._objects.read(key) if live else self._objects.newest(key))
         if raw is None:
             return None
         found = ModelEndpoint.model_validate(raw)
@@ -168,10 +169,12 @@ class Reconciler:
         if raw is None or plan is None:
             return None
         state, decided = plan
-        conflicts = await self.applier.execute(decided, state.owner)
+        conflicts = await self.applier.execute(replace(decided, delete=()), state.owner)
         if conflicts:
             decided = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        # Where the traffic is has to be on record before anything goes: what goes follows from the record, also in a later round.
         await self._report(key, state.owner, raw, state.status.conditions, decided)
+        await self.applier.execute(Plan(delete=decided.delete), state.owner)
         return min(decided.requeue_after or RESYNC, RESYNC)
 
     async def _decide_endpoint(self, raw: Mapping[str, Any], *, live: bool) -> tuple[EndpointState, Plan] | None:

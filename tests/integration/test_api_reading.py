@@ -164,7 +164,7 @@ EXPLAINED = [
     pytest.param("finetunejob.spec.checkpoints.everySteps", ["Optimizer steps", "Defaults to 100."], id="a distance in steps"),
     pytest.param("finetunejob.spec.tuning.quantization.bits", ["bytes a weight", "Defaults to 4."], id="bytes a weight"),
     pytest.param("finetunejob.spec.model", ["Immutable."], id="what cannot change"),
-    pytest.param("finetunejob.spec.evaluation", ["the evaluation gate is not supported by this version"], id="what this version refuses"),
+    pytest.param("finetunejob.spec.resources.nodes", ["training on more than one node is not supported by this version"], id="what this version refuses"),
     pytest.param("finetunejob.status.progress.gpuMemory", ["in GiB"], id="a measured value"),
     pytest.param("modelendpoint.spec.maxLength", ["in tokens", "Defaults to 1024."], id="an endpoint's length in tokens"),
 ]

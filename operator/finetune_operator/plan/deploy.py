@@ -75,9 +75,12 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
     proposed = bool(status.endpoint and status.endpoint.proposed)
     shown = EndpointStatus(name=name, url=told or url(name, owner.namespace), proposed=proposed or None)
     taking_up = Stated("Unknown", Reason.WAITING_FOR_ENDPOINT, f"ModelEndpoint {name} is taking up this version")
-    unknown = Stated("Unknown", Reason.NOT_EVALUATED, "asked when the version answers") if gated else None
-    under_way = Deploy(unknown, taking_up, status.evaluation, endpoint=shown)
+    under_way = Deploy(taking_up if gated else None, taking_up, status.evaluation, endpoint=shown)
+    told_now = shown.model_copy(update={"proposed": True})
     if seen.endpoint is None:
+        # One of that name may be made by another job in this very moment: then it has to be told what it serves next.
+        if not inference.endpoint:
+            under_way = replace(under_way, endpoint=told_now)
         return replace(under_way, create=(endpoint(owner, seen.spec, inference, artifact, status.model),))
     if seen.endpoint.owner_uid not in ("", owner.uid):
         message = f"ModelEndpoint {name} belongs to another object and is deleted with it: name another endpoint in a new job"
@@ -85,7 +88,7 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
     standing = seen.endpoint.spec.candidate
     mine = min((v for v in seen.endpoint.status.versions if v.job_uid == owner.uid), key=lambda v: _ROLES.index(v.role), default=None)
     if standing and standing.job_uid == owner.uid:
-        shown = shown.model_copy(update={"proposed": True})
+        shown = told_now
     elif not (proposed or mine):
         if seen.endpoint.spec.model.source != seen.spec.model.source:
             message = (
@@ -93,11 +96,18 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
                 "name another endpoint in a new job, or change the endpoint's spec.model"
             )
             return replace(under_way, deployed=Stated("False", Reason.WAITING_FOR_ENDPOINT, message))
-        return replace(under_way, propose=(proposal(owner.namespace, name, candidate(owner, seen.spec, artifact, status.model)),))
+        return replace(under_way, endpoint=told_now, propose=(proposal(owner.namespace, name, candidate(owner, seen.spec, artifact, status.model)),))
     elif mine is None:
         return replace(under_way, deployed=_superseded(name, standing.job if standing else ""))
-    shown = shown.model_copy(update={"version": mine.name if mine else None})
-    return _decided(replace(under_way, endpoint=shown), seen.endpoint, mine, name, standing.job if standing else "")
+    if mine and mine.role != "Candidate":  # its way there is the endpoint's story, and no news of the job
+        shown = shown.model_copy(update={"version": mine.name})
+    return _told(_decided(replace(under_way, endpoint=shown), seen.endpoint, mine, name, standing.job if standing else ""))
+
+
+def _told(state: Deploy) -> Deploy:
+    """What holds the version up holds its evaluation up as well."""
+    both = state.evaluated and state.deployed and state.evaluated.status == state.deployed.status == "Unknown"
+    return replace(state, evaluated=state.deployed) if both else state
 
 
 def _superseded(name: str, by: str) -> Stated:

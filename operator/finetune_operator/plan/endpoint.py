@@ -11,7 +11,7 @@ from finetune_operator.settings import Settings
 
 from .faults import Fault
 from .gate import Gate
-from .rollout import Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
+from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
 from .versions import Target, Versions, target, version_name
@@ -26,17 +26,29 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
     if version.role == "Current":
         return 0 if recreate and versions.having("Candidate") else spec.replicas
     current = versions.current
-    watched = current is not None and rollout.age(current) < spec.strategy.watch_seconds
+    watched = current is not None and rollout.age(current) < max(SWITCH_SECONDS, spec.strategy.watch_seconds)
     return 0 if recreate else spec.replicas if watched else min(1, spec.replicas)
+
+
+def _can_be_made(seen: EndpointState, version: VersionStatus, settings: Settings) -> bool:
+    """Whether today's spec makes the same version of its adapter."""
+    return version_name(seen.owner.name, seen.spec, version.adapter, settings) == version.name
+
+
+def _write_off(rollout: Rollout, settings: Settings) -> None:
+    """A previous version whose Deployment somebody deleted cannot be rolled back to at once when today's spec makes another one of its adapter."""
+    for version in rollout.versions.having("Previous"):
+        if rollout.deployment(version.name) is None and not _can_be_made(rollout.seen, version, settings):
+            rollout.versions.move(version, "Retired", served=True)
 
 
 def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
     owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.name
     config = build_config.serve_config(owner.name, spec, version.adapter, settings)
-    return (
+    return (  # the Deployment first, as it goes last: what is left of a version is found by it
+        serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
         build_config.config_map(owner, name, serving.version_labels(owner, name), config),
         serving.version_service(owner, name),
-        serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
     )
 
 
@@ -52,6 +64,8 @@ def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> 
         create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, wanted.gates),) if verdict.gate is Gate.ASK else ()
         plan = Plan(apply=(build_evaluation.evaluation_config(owner, awaited, config),), create=create)
     over = [j.name for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
+    if over:  # one at a time: questions of two gates at once would slow each other down
+        plan = Plan()
     delete = tuple(ref for name in over for ref in (Ref("v1", "ConfigMap", name), Ref("batch/v1", "Job", name)))
     return Plan(apply=plan.apply, create=plan.create, delete=delete)
 
@@ -66,7 +80,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
         replicas, view = _replicas(rollout, version, wanted), rollout.deployment(version.name)
         if version.role == "Candidate" and rollout.held and view is None:
             continue
-        if version_name(owner.name, seen.spec, version.adapter, settings) == version.name:
+        if _can_be_made(seen, version, settings):
             apply += _version_objects(rollout, version, replicas, settings)
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.name), {"spec": {"replicas": replicas}}))
@@ -83,7 +97,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     )  # fmt: skip
 
 
-def _readiness(rollout: Rollout) -> tuple[bool, Fault]:
+def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
     """Do users get answers?"""
     current = rollout.versions.current
     if current is None:
@@ -93,6 +107,9 @@ def _readiness(rollout: Rollout) -> tuple[bool, Fault]:
     view = rollout.deployment(current.name)
     if view and view.ready:
         return True, Fault(Reason.READY, f"version {current.name}: {view.ready} of {view.replicas} pods answer")
+    if view is None and not _can_be_made(rollout.seen, current, settings):
+        cure = f"set spec.version to {current.name} to serve its adapter as today's spec says"
+        return False, Fault(Reason.DEPLOYMENT_DELETED, f"Deployment {current.name} was deleted, and the spec has changed since it was made: {cure}")
     return False, rollout.progress if rollout.progress.reason == Reason.RECREATING else why(rollout, current.name)
 
 
@@ -128,10 +145,11 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
             drop_candidates(rollout.versions)
             rollout.progress = _unknown(seen, rollout.versions)
         retire(rollout)
+        _write_off(rollout, settings)
         plan = _plan(rollout, wanted, settings)
         if not seen.live and (plan.delete or _roles(status.versions) != _roles(rollout.versions.all())):
             return Plan(look=True, status=status.dump())
-        ready, fault = _readiness(rollout)
+        ready, fault = _readiness(rollout, settings)
         conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
         conditions.set(ConditionType.PROGRESSING, "True" if rollout.under_way else "False", rollout.progress.reason, rollout.progress.message)
     current = rollout.versions.current

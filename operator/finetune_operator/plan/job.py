@@ -208,6 +208,8 @@ def _deploy(draft: Draft) -> None:
     """Hand the adapter over to its endpoint, and end."""
     draft.act(apply=())  # nothing reads the configuration any more
     step = deploy(draft.seen, draft.status)
+    if step.failed or step.propose:
+        draft.look()  # what a cache shows may be the endpoint as it was before it was told of this version
     draft.act(create=draft.plan.create + step.create, propose=step.propose)
     draft.update(endpoint=step.endpoint, evaluation=step.evaluation)
     for kind, stated in ((ConditionType.EVALUATED, step.evaluated), (ConditionType.DEPLOYED, step.deployed)):

@@ -338,8 +338,9 @@ class TestDeploy:
         assert "ownerReferences" not in body["metadata"]
 
     def test_an_existing_endpoint_gets_a_proposal_of_the_candidate_only(self) -> None:
-        plan = settle(self.seen(view("uid-another"), endpoint="desk"))
+        plan = decide(self.seen(view("uid-another"), endpoint="desk"), SETTINGS, NOW)
         assert [list(b["spec"]) for b in plan.propose] == [["candidate"]]
+        assert plan.status["endpoint"]["proposed"] is True
 
     def test_an_endpoint_of_another_base_model_is_never_touched(self) -> None:
         plan = settle(self.seen(view("uid-another", base="s3://models/other"), endpoint="desk"))

@@ -12,7 +12,7 @@ def test_the_first_version_gets_its_own_objects_and_no_traffic_before_it_answers
     story = Story(candidate=candidate("a"))
     plan = story.look()
     version = story.name("a")
-    assert names(plan.apply) == [f"ConfigMap/{version}", f"Service/{version}", f"Deployment/{version}"]
+    assert names(plan.apply) == [f"Deployment/{version}", f"ConfigMap/{version}", f"Service/{version}"]
     assert (story.roles(), story.progress(), story.status["reason"]) == ({"a": "Candidate"}, ("True", "Starting"), "Starting")
     story.up("a")
     story.look()
@@ -287,3 +287,21 @@ def test_a_deleted_deployment_of_a_kept_version_comes_back() -> None:
     story.replicas.clear()
     story.look()
     assert story.replicas == {new: 1, old: 1}
+
+
+def test_a_deleted_deployment_that_todays_spec_cannot_make_is_told_with_its_cure() -> None:
+    story = Story(keepPrevious=1, strategy={"watchSeconds": 0})
+    _, old = story.serving("a"), story.serving("b")
+    story.look(10)
+    story.spec |= {"maxLength": 64, "version": old}
+    story.look()
+    story.replicas.clear()
+    del story.spec["version"]
+    story.spec["candidate"] = candidate("c")
+    story.look()
+    ready = next(c for c in story.status["conditions"] if c["type"] == "Ready")
+    assert (ready["reason"], f"set spec.version to {old}" in ready["message"]) == ("DeploymentDeleted", True)
+    assert story.roles() == {"b": "Current", "c": "Candidate", "a": "Retired"}
+    story.spec["version"] = old
+    story.look()
+    assert story.name("b") in story.replicas
