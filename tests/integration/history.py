@@ -81,7 +81,8 @@ class History:
             return self._now[kind].get(name, {})
 
     def story(self, name: str = "support") -> list[str]:
-        """'Phase Reason' of the newest FineTuneJob of a name, each time that it changed."""
+        """'Phase Reason' of the newest FineTuneJob of a name, each time that it changed, up to now."""
+        self._catch_up("finetunejobs", name)
         writes = [e.body for e in self.events() if e.kind == "finetunejobs" and e.name == name and e.type != "DELETED"]
         told: list[str] = []
         for body in (w for w in writes if w["metadata"]["uid"] == writes[-1]["metadata"]["uid"]):
@@ -116,6 +117,14 @@ class History:
                 uid = event.body["metadata"]["uid"]
                 found += [f"{event.version}: Suspended, but {n} lives" for n, p in pods.items() if _uid(p) == uid and alive(p)]
         return found
+
+    def _catch_up(self, kind: str, name: str) -> None:
+        """Watches come behind on a busy machine: wait until what the API server has of an object has been told."""
+        found = self._rest.find(kind, name)
+        version = int(found["metadata"]["resourceVersion"]) if found else 0
+        with self._lock:
+            if not self._lock.wait_for(lambda: not found or any(e.kind == kind and e.version >= version for e in self._events), timeout=30):
+                raise AssertionError(f"the watch of {kind} has not told of version {version} of {name} within 30 s")
 
     def _begin(self, kind: str) -> str:
         answer = self._rest("GET", self._rest.path(kind))

@@ -138,7 +138,8 @@ class Namespace:
         self.rest("POST", self.rest.path("pods", name, "eviction"), body)
 
     def gone(self, name: str) -> None:
-        """The kubelet confirms that a deleted pod has ended."""
+        """The kubelet confirms that a deleted pod has ended, some time after it has told how."""
+        time.sleep(0.5)
         self.rest.delete("pods", name, gracePeriodSeconds=0)
 
     def set_pod(self, name: str, status: dict[str, Any]) -> None:

@@ -166,7 +166,9 @@ def test_a_pod_that_ends_well_without_a_result_has_not_trained_anything(operator
     here.apply(finetunejob())
     prepared(here)
     here.end(name_of(here.pod("Train")), 0, "")
-    second = name_of(here.pod("Train", 2)) if wait("a word about it", lambda: here.status()["reason"] not in ("Running", "Starting"), 40) else ""
+    wait("another attempt", lambda: here.status().get("attempt") == 2, 40)
+    second = name_of(here.pod("Train", 2))
+    assert here.status()["attempts"][-2]["reason"] == "ResultLost"
     assert here.status()["phase"] == "Training"
     here.end(second, 0, TRAINED)
     phase(here, "Succeeded")
