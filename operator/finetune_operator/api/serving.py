@@ -15,17 +15,15 @@ PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes
 class ServingResources(Model):
     """What a serving pod gets."""
 
-    model_config = rules(
-        not_yet("self.gpus == 1", "serving on more than one GPU", ".gpus"),
-        not_yet("!has(self.cacheClaim)", "a volume for base models", ".cacheClaim"),
-    )
+    model_config = rules(not_yet("self.gpus == 1", "serving on more than one GPU", ".gpus"))
     gpus: int = Field(default=1, ge=1, le=16, description="GPUs of a serving pod.")
     gpu_resource: str = Field(default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU.")
     cpu: Quantity = Field(default="2", description="CPU cores requested.")
     memory: Quantity = Field(default="16Gi", description="Memory limit in bytes.")
     cache_claim: ObjectName | None = Field(
         default=None,
-        description="PersistentVolumeClaim that keeps base models, shared by all pods that name it; absent: every new pod fetches the base model anew.",
+        description="PersistentVolumeClaim that keeps base models for all pods that name it, also of other endpoints; ReadWriteMany where they run on several "
+        "nodes. Absent: every new pod fetches the base model anew.",
     )
     scratch: Quantity = Field(default="60Gi", description="Size limit in bytes of the volume that holds base model and adapter.")
     node_selector: dict[str, str] = Field(default={}, max_length=32, description="Labels that a node must carry.")

@@ -50,6 +50,7 @@ def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settin
         quantization=spec.quantization,
         served_name=spec.served_name or name,
         max_length=spec.max_length,
+        cache=spec.resources.cache_claim is not None,
         allow_cpu=settings.allow_cpu,
         cpu_threads=threads(spec.resources.cpu),
     )

@@ -6,7 +6,7 @@ from finetune_operator import names
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
-from finetune_runtime.contract.config import SERVING_PORT
+from finetune_runtime.contract.config import CACHE_DIR, SERVING_PORT
 
 from .meta import metadata
 from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
@@ -34,6 +34,13 @@ def version_labels(owner: Owner, version: str) -> dict[str, str]:
     return names.labels(owner.name, COMPONENT, **{names.LABEL_ENDPOINT: owner.name, names.LABEL_VERSION: version})
 
 
+def _cache(claim: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(volumes, mounts) for base models that outlive pods: the init container writes, the engine reads."""
+    if claim is None:
+        return [], []
+    return [{"name": "cache", "persistentVolumeClaim": {"claimName": claim}}], [{"name": "cache", "mountPath": CACHE_DIR}]
+
+
 def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, version: str, replicas: int, model_bytes: int | None = None) -> dict[str, Any]:
     """Deployment of one version: an init container fetches and verifies, the main container serves."""
     startup = startup_seconds(model_bytes)
@@ -50,13 +57,15 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
     image = settings.inference_image if spec.engine == "vLLM" else settings.trainer_image
     env = [*storage_env(spec.storage.s3), *model_env(spec.model)]
     wanted = spec.resources
+    cached, cache = _cache(wanted.cache_claim)
+    volumes, mounts = volumes + cached, mounts + cache
     fetch = container(names.FETCH_CONTAINER, image, ["fetch"], settings, env=env, volumeMounts=mounts, resources=FETCH_RESOURCES)
     main = container(
         names.CONTAINER,
         image,
         ["serve"],
         settings,
-        volumeMounts=mounts,
+        volumeMounts=[mount | {"readOnly": True} for mount in mounts],
         ports=[{"name": "http", "containerPort": SERVING_PORT}],
         resources={
             "requests": {"cpu": wanted.cpu, "memory": wanted.memory, wanted.gpu_resource: str(wanted.gpus)},
