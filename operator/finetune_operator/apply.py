@@ -59,6 +59,7 @@ class Applier:
         for body in plan.propose:
             await self._cluster.apply(body, names.CANDIDATE_MANAGER)
         for ref in plan.delete:
+            self.forget(namespace, ref)
             await self._cluster.delete(ref, namespace)
         if plan.expire:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)

@@ -52,10 +52,12 @@ class Runtime:
         self.ready = True  # handlers run only once all caches are filled
         return await self.reconciler.reconcile(key) if self.reconciler else 1.0
 
-    def _is_worker(self, namespace: str, job: str, pod: str, uid: str) -> bool:
+    def job_of(self, namespace: str, job: str, pod: str, uid: str) -> str:
+        """UID of the FineTuneJob of a name that a pod works for; empty when it works for none."""
         # Serving pods are cached under their endpoint's name, which may be the job's: the job's UID tells them apart.
         owners = {raw["metadata"]["uid"] for raw in self.caches.finetunejobs.get((namespace, job), ())}
-        return any(view.name == pod and view.uid == uid and view.job_uid in owners for view in self.caches.pods.get((namespace, job), ()))
+        views = self.caches.pods.get((namespace, job), ())
+        return next((str(view.job_uid) for view in views if view.name == pod and view.uid == uid and view.job_uid in owners), "")
 
     def _finetunejobs(self) -> Iterator[Mapping[str, Any]]:
         return (raw for found in self.caches.finetunejobs.values() for raw in found)
@@ -73,7 +75,7 @@ class Runtime:
         self.reconciler = Reconciler(cluster, self.settings, caches, self.progress, identity.certificate if identity else "")
         self._runners.append(await serve(health_app(lambda: self.ready), self.settings.metrics_port))
         if identity:
-            server = StatusServer(cluster, self.settings.audience, self.progress, self._is_worker, self._reported)
+            server = StatusServer(cluster, self.settings.audience, self.progress, self.job_of, self._reported)
             self._runners.append(await serve(server.app(), self.settings.status_port, identity.context))
         self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
         self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))

@@ -13,7 +13,7 @@ from . import clock
 from .api.jobstatus import Progress
 
 Raw = Mapping[str, Any]
-Latest = Callable[[tuple[str, str], float], Progress | None]
+Latest = Callable[[tuple[str, str], str, float], Progress | None]
 
 TRAINING = "Training"  # phase
 LABELS = ("namespace", "name")  # none that a pod, a user or time could multiply
@@ -65,7 +65,7 @@ class JobCollector(Collector):
         status = job.get("status") or {}
         yield from ((name, status.get(field, 0)) for field, (name, _) in _COUNTED.items())
         progress = dict(status.get("progress") or {})
-        report = self._latest(key, now) if _phase(job) == TRAINING else None
+        report = self._latest(key, job["metadata"]["uid"], now) if _phase(job) == TRAINING else None
         if report and report.total_steps:  # before that the pod is still loading, and the status knows more
             progress |= report.dump()
         yield from ((name, progress.get(field)) for field, (name, _) in _RECORDED.items())

@@ -61,6 +61,7 @@ def eta_seconds(points: Sequence[Point], total: int, now: float) -> int | None:
 class Track:
     """Reports of one pod. A new pod starts a new track: time without a pod must not count as slow steps."""
 
+    job: str
     pod: str
     points: list[Point] = field(default_factory=list)
     latest: Progress = field(default_factory=Progress)
@@ -97,16 +98,19 @@ def _number(values: Mapping[str, str], key: str, digits: int) -> str | None:
 
 
 class ProgressStore:
-    """Last reports by (namespace, job name). Lost with the process: reports come again within a minute."""
+    """Last reports by (namespace, job name). Lost with the process: reports come again within a minute.
+
+    A job may be deleted and made anew while pods of the old one still end and report: only its own UID finds a report.
+    """
 
     def __init__(self) -> None:
         self._tracks: dict[Key, Track] = {}
 
-    def record(self, key: Key, pod: str, status: TrainerStatus, now: float) -> None:
-        """Take a report of the pod with the UID `pod`. `now` is our clock in seconds since the epoch: a pod's clock never matters."""
+    def record(self, key: Key, job: str, pod: str, status: TrainerStatus, now: float) -> None:
+        """Take a report of a pod. `job` and `pod` are UIDs; `now` is our clock in seconds since the epoch: a pod's clock never matters."""
         track = self._tracks.get(key)
         if track is None or track.pod != pod:
-            track = self._tracks[key] = Track(pod)
+            track = self._tracks[key] = Track(job, pod)
         values = {metric.name: metric.value for metric in status.metrics}
         step, total = _integer(values, "step") or 0, _integer(values, "totalSteps") or 0
         if values.get("phase") == LOADING:
@@ -128,10 +132,10 @@ class ProgressStore:
             updated_at=clock.text(now),
         )
 
-    def latest(self, key: Key, now: float) -> Progress | None:
-        """Last report of a job, with the time left from `now` on; None when this process has seen none."""
+    def latest(self, key: Key, job: str, now: float) -> Progress | None:
+        """Last report of the job with the UID `job`, with the time left from `now` on; None when this process has seen none."""
         track = self._tracks.get(key)
-        if track is None:
+        if track is None or track.job != job:
             return None
         stale = is_stale(track.latest.updated_at, now)
         left = None if stale else eta_seconds(track.points, track.latest.total_steps, now)

@@ -78,7 +78,7 @@ class Reconciler:
         self._cluster, self._settings, self._caches, self._progress, self._ca, self._now = cluster, settings, caches, progress, ca, now
         self.applier = Applier(cluster, now)
         self.children = Children(cluster, caches.jobs, caches.pods, now)
-        self._objects = Objects(cluster, caches.finetunejobs, caches.modelendpoints)
+        self._objects = Objects(cluster, caches.finetunejobs, caches.modelendpoints, now)
         self.fleet = Fleet(cluster, caches.deployments, caches.pods, caches.evaluations, now)
         self._nodes = Nodes(cluster, now)
         self._uids: dict[Key, str] = {}
@@ -143,7 +143,7 @@ class Reconciler:
             nodes=await self._nodes.offering(job.spec.resources.gpu_resource) if asks else None,
             ignore_fit=(raw["metadata"].get("annotations") or {}).get(ANNOTATION_IGNORE_FIT) == "true",
             endpoint=await self._endpoint_of(owner, job, live=children.live),
-            progress=self._progress.latest(at, self._now()),
+            progress=self._progress.latest(at, owner.uid, self._now()),
             ca=self._ca,
         )
 
@@ -208,8 +208,9 @@ class Reconciler:
             return
         ref = Ref(API_VERSION, key.kind, key.name)
         try:
-            self._objects.wrote(key, await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER))
+            self._objects.learn(key, await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER))
         except GoneError:
+            self._objects.unsure(key)  # the watch has yet to tell: the next round asks
             return
         except ApiError:  # an answer that is lost does not mean that nothing was written
             self._objects.unsure(key)

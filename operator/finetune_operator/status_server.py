@@ -45,13 +45,13 @@ class StatusServer:
         reviewer: TokenReviewer,
         audience: str,
         progress: ProgressStore,
-        is_worker: Callable[[str, str, str, str], bool],
+        job_of: Callable[[str, str, str, str], str],
         notify: Callable[[tuple[str, str]], None],
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`is_worker(namespace, job, pod name, pod uid)` tells whether a pod belongs to a job; `notify` hears of each report."""
+        """`job_of(namespace, job, pod name, pod uid)` is the UID of the job when the pod works for it, else empty; `notify` hears of each report."""
         self._authenticator = Authenticator(reviewer, audience)
-        self._progress, self._is_worker, self._notify, self._now = progress, is_worker, notify, now
+        self._progress, self._job_of, self._notify, self._now = progress, job_of, notify, now
         self._allowances: Buckets[str] = Buckets(REPORTS, REPORTS_PER_SECOND, PODS)
 
     def app(self) -> web.Application:
@@ -62,16 +62,16 @@ class StatusServer:
 
     async def _report(self, request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
-        uid = await self._authorize(request, key)
-        if wait := self._allowances.take(uid, time.monotonic()):
+        job, pod = await self._authorize(request, key)
+        if wait := self._allowances.take(pod, time.monotonic()):
             raise _retry(web.HTTPTooManyRequests, wait, f"report at most every {1 / REPORTS_PER_SECOND:.0f} s: this report is dropped")
         report = _parse(await _body(request))
-        self._progress.record(key, uid, report.trainer_status, self._now())
+        self._progress.record(key, job, pod, report.trainer_status, self._now())
         self._notify(key)
         return web.json_response({"status": "ok"})
 
-    async def _authorize(self, request: web.Request, key: tuple[str, str]) -> str:
-        """UID of the pod that reports, which works for the job. Raises web.HTTPException."""
+    async def _authorize(self, request: web.Request, key: tuple[str, str]) -> tuple[str, str]:
+        """UIDs of the job and of the pod that reports, which works for it. Raises web.HTTPException."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _unauthorized("send the pod's service account token as a bearer token")
@@ -83,9 +83,10 @@ class StatusServer:
             raise _retry(web.HTTPTooManyRequests, error.wait, str(error)) from error
         except UnavailableError as error:
             raise _retry(web.HTTPServiceUnavailable, 5, "the API server cannot review the token now") from error
-        if pod.namespace != key[0] or not self._is_worker(*key, pod.name, pod.uid):
+        job = self._job_of(*key, pod.name, pod.uid) if pod.namespace == key[0] else ""
+        if not job:
             raise web.HTTPForbidden(text=f"pod {pod.namespace}/{pod.name} with UID {pod.uid} does not work for this FineTuneJob")
-        return pod.uid
+        return job, pod.uid
 
 
 async def _body(request: web.Request) -> bytes:

@@ -87,8 +87,9 @@ def hold(draft: Draft) -> Hold:
     since = max((j.suspended_at for j in live), default="")
     if wanted:
         if quiet and not startable:
-            if not draft.conditions.is_true(ConditionType.SUSPENDED):
-                draft.look()  # a Job that has just been made may not be in the cache yet
+            told = draft.conditions.get(ConditionType.SUSPENDED)
+            if told is None or told.status != "True" or told.observed_generation != seen.owner.generation:
+                draft.look()  # a Job that has just been made, for this spec or the one before, may not be in the cache yet
             message = "spec.suspend is true; set it to false to go on from the newest checkpoint"
             draft.conditions.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, message)
         else:

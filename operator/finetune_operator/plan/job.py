@@ -41,13 +41,16 @@ def _view(draft: Draft, step: Step) -> StepView:
     )  # fmt: skip
 
 
-def _count_interruption(draft: Draft, step: Step, record: Attempt) -> Attempt:
-    """The pod of an attempt was taken away and another one stands in. Did the one that went get anywhere?"""
+def _count_interruption(draft: Draft, step: Step, record: Attempt, *, unseen: bool) -> Attempt:
+    """The pod of an attempt was taken away and another one stands in. Did the one that went get anywhere?
+
+    `unseen`: nobody can say, because it went while the operator was away; the row of those that got nowhere ends with it.
+    """
     status = draft.status
     came_from = record.resumed_from or 0
     reached = max(came_from, committed(draft, draft.seen.pods)) if step is Step.TRAIN else 0
     # Whoever is preempted in a queue again and again is not at fault, and loses nothing but time.
-    blameless = reached > came_from or record.interrupted_by == Reason.PREEMPTED
+    blameless = unseen or reached > came_from or record.interrupted_by == Reason.PREEMPTED
     draft.update(interruptions=status.interruptions + 1, idle_interruptions=0 if blameless else status.idle_interruptions + 1)
     return record.model_copy(update={"interruptions": (record.interruptions or 0) + 1, "resumed_from": reached if step is Step.TRAIN else None})
 
@@ -68,7 +71,7 @@ def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
         draft.look()
     record = state.record
     if record and state.replaced:
-        record = _count_interruption(draft, step, record)
+        record = _count_interruption(draft, step, record, unseen=state.unseen)
     if record and state.result:
         record = _believe(draft, record, state.result)
     draft.update(

@@ -39,6 +39,7 @@ class StepState:
     record: Attempt | None = None  # newest attempt, to be written to the status
     failures: int = 0
     replaced: bool = False  # the pod of the attempt was taken away since the last record, and another one stands in
+    unseen: bool = False  # nobody saw how the recorded pod went, nor what it said at its end
     pod: PodView | None = None  # newest pod of the attempt
     by_absence: bool = False  # concluded from what was not seen
     result: StepResult | None = None
@@ -52,7 +53,7 @@ def backoff(retries: Retries, failures: int) -> float:
 
 def _newest(pods: Iterable[PodView], known: str | None) -> PodView | None:
     """The newest pod. Of those that were created in the same second the `known` one, or an old one would stand in for it."""
-    return max(pods, key=lambda p: (not p.gone, p.created_at, p.ended is None, p.name == known, p.name), default=None)
+    return max(pods, key=lambda p: (p.created_at, not p.gone, p.ended is None, p.name == known, p.name), default=None)
 
 
 def _after_failure(record: Attempt, failures: int, retries: Retries, now: float, *, waited: int) -> StepState:
@@ -90,11 +91,14 @@ def _interruption(pod: PodView, preempted: str) -> str:
     return ""
 
 
-def _is_past(pod: PodView, record: Attempt) -> bool:
-    """Whether another pod than the recorded one is no successor: caches may be older than the live look that the record was made by."""
+def _is_past(pod: PodView, record: Attempt, *, over: bool) -> bool:
+    """Whether another pod than the recorded one is no successor: caches may be older than the live look that the record was made by.
+
+    One that came later and is gone was a successor, but stands in for nobody while the next one may still come; `over`: none will.
+    """
     if record.pod is None or pod.name == record.pod:
         return False
-    return pod.gone or pod.created_at < (record.pod_created_at or "")
+    return pod.created_at < (record.pod_created_at or "") or (pod.gone and not over)
 
 
 def _at_work(pod: PodView) -> str:
@@ -185,14 +189,12 @@ def step_state(view: StepView, now: float) -> StepState:
 
     mine = [p for p in view.pods if p.parent == job.name]
     record = recorded if recorded and recorded.number == job.attempt else Attempt(step=view.step, number=job.attempt)
-    pod = _newest(mine, record.pod)
+    pod = _newest((p for p in mine if not _is_past(p, record, over=job.complete or job.failed)), record.pod)
     before = next((p for p in mine if p.name == record.pod), None)
     # A pod that went while nobody looked leaves only what Kueue says.
     why = _interruption(before, view.preempted) if before else view.preempted
     if record.pod and why and not (view.noted and record.interrupted_by and why == Reason.INTERRUPTED):
         record = record.model_copy(update={"interrupted_by": why})
-    if pod and not job.complete and not job.failed and _is_past(pod, record):
-        pod = None
     # A pod that ended by itself was not taken away, whoever removed it afterwards.
     by_itself = before is not None and before.ended is not None and not why
     replaced = bool(pod and record.pod and pod.name != record.pod and not by_itself)
@@ -201,7 +203,7 @@ def step_state(view: StepView, now: float) -> StepState:
         record = record.model_copy(
             update={"pod": pod.name, "pod_created_at": pod.created_at, "node": pod.node or record.node, "started_at": record.started_at or pod.created_at}
         )
-    base = StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "", record, view.failures, replaced, pod)
+    base = StepState(Stand.WAIT, job.attempt, Reason.RUNNING, "", record, view.failures, replaced, before is None, pod)
     if job.complete:
         return _completed(job, mine, base, record, view, now)
     if job.failed:

@@ -16,7 +16,7 @@ PROGRESS = {"step": 10, "totalSteps": 40, "percent": 25, "loss": "1.5", "checkpo
 
 def job(name: str = "support", phase: str = "Training", **status: Any) -> dict[str, Any]:
     return {
-        "metadata": {"namespace": "team", "name": name},
+        "metadata": {"namespace": "team", "name": name, "uid": "uid-1"},
         "spec": {"model": {"source": "hf://Qwen/Qwen3-8B"}, "tuning": {"method": "QLoRA"}},
         "status": {"phase": phase, **status},
     }
@@ -31,7 +31,7 @@ class Scrape:
 
     def report(self, age: float, **values: object) -> None:
         found = [Metric(name=name, value=str(value)) for name, value in values.items()]
-        self.progress.record(("team", "support"), "u1", TrainerStatus(metrics=found, last_updated_time="x"), NOW - age)
+        self.progress.record(("team", "support"), "uid-1", "u1", TrainerStatus(metrics=found, last_updated_time="x"), NOW - age)
 
     def __call__(self, name: str = "support") -> dict[str, float]:
         """Values of a job by metric; of those with a label more, by metric and that label."""
@@ -101,7 +101,7 @@ def test_no_series_is_made_per_pod() -> None:
     before = len(scrape())
     for pod in range(5):
         found = TrainerStatus(metrics=[Metric(name="step", value="1"), Metric(name="totalSteps", value="40")], last_updated_time="x")
-        scrape.progress.record(("team", "support"), f"u{pod}", found, NOW)
+        scrape.progress.record(("team", "support"), "uid-1", f"u{pod}", found, NOW)
     assert len(scrape()) <= before + 1  # the age of the last report
 
 

@@ -10,7 +10,7 @@ from finetune_operator.observe import WorkloadView
 from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import JobState, Plan, Ref
 
-from .makers import NOW, PREPARED, SETTINGS, START, TRAINED, condition, done, failed, job, names, pod, state
+from .makers import NOW, PREPARED, SETTINGS, START, TRAINED, condition, done, failed, job, names, owner, pod, state
 
 TRAIN = Step.TRAIN
 PREPARED_STEP = done(Step.PREPARE, PREPARED)
@@ -156,7 +156,10 @@ class TestSuspended:
         assert plan.look
         asked = decide(replace(seen, live=True), SETTINGS, NOW)
         assert not asked.look
-        assert not decide(after(asked, seen), SETTINGS, NOW).look, "once it is said, nobody asks again"
+        said = after(asked, seen)
+        assert not decide(said, SETTINGS, NOW).look, "once it is said, nobody asks again"
+        edited = replace(said, owner=owner(generation=2))
+        assert decide(edited, SETTINGS, NOW).look, "it may have been resumed in between, and a Job made"
 
     def test_the_pod_that_a_user_stopped_was_not_interrupted(self) -> None:
         running = decide(state(PREPARED_STEP, job(TRAIN), self.RUNNING), SETTINGS, NOW)

@@ -1,5 +1,6 @@
 """Pods that are taken away: counted, explained, never a failure, and not for ever."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from finetune_operator.observe import PodView, WorkloadView
 from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import JobState, Plan, Ref
 
-from .makers import NOW, PREPARED, SETTINGS, condition, done, ended, job, names, pod, result, state
+from .makers import NOW, PREPARED, SETTINGS, START, condition, done, ended, job, names, pod, result, state
 
 TRAIN = Step.TRAIN
 PREPARED_STEP = done(Step.PREPARE, PREPARED)
@@ -91,6 +92,11 @@ def test_three_interruptions_in_a_row_without_a_new_checkpoint_do() -> None:
     assert plan.delete == (Ref("batch/v1", "Job", "support-train-1"),), "the fourth pod must not run on"
 
 
+def test_a_pod_that_went_while_nobody_looked_proves_nothing() -> None:
+    plan = next_pod(rounds(2, 0), running(4))
+    assert (plan.status["phase"], plan.status["interruptions"], plan.status["idleInterruptions"]) == ("Training", 3, 0)
+
+
 def test_one_new_checkpoint_starts_the_count_anew() -> None:
     twice = rounds(2, 0)
     third = next_pod(twice, interrupted(3, 20), running(4))
@@ -113,6 +119,35 @@ def test_preemption_in_a_queue_is_nobodys_fault() -> None:
         plan = next_pod(plan, running(number, deleting=True), workloads=(PREEMPTED,))
         plan = next_pod(plan, running(number, gone=True), running(number + 1))
     assert (plan.status["phase"], plan.status["interruptions"], plan.status["idleInterruptions"]) == ("Training", 5, 0)
+
+
+OVER: dict[str, Any] = {"failed": True, "failure": "Job has reached the specified backoff limit", "finished_at": "2027-01-15T08:02:00Z"}
+LOST = running(2, phase="Failed", running=False, ended=ended(40, result("train", "StorageUnavailable")))
+
+
+@pytest.mark.parametrize(
+    ("over", "seen", "reason", "look"),
+    [
+        ({}, (interrupted(1),), "Pending", False),
+        ({}, (interrupted(1), replace(LOST, gone=True)), "Pending", False),
+        ({"complete": True, "finished_at": START}, (interrupted(1),), "Running", False),
+        (OVER, (interrupted(1),), "PodFailed", True),
+        (OVER, (interrupted(1), replace(LOST, gone=True)), "StorageUnavailable", False),
+    ],
+    ids=["under way", "under way, and the recorded one is gone", "complete", "failed", "failed, and the recorded one is gone"],
+)
+def test_a_pod_that_was_replaced_is_no_news_when_caches_fall_behind(over: dict[str, Any], seen: tuple[PodView, ...], reason: str, look: bool) -> None:
+    known = next_pod(FIRST, interrupted(1), running(2))
+    plan = decide(state(PREPARED_STEP, job(TRAIN, **over), *seen, status=known.status), SETTINGS, NOW)
+    attempt = plan.status["attempts"][-1]
+    assert (attempt["pod"], plan.status["interruptions"]) == ("p2", 1)
+    assert (condition(plan, "Trained")["reason"], plan.look) == (reason, look)
+
+
+def test_a_pod_that_came_and_went_unseen_has_the_last_word_of_a_job_that_failed() -> None:
+    plan = decide(state(PREPARED_STEP, job(TRAIN, **OVER), interrupted(1), replace(LOST, gone=True), status=FIRST.status), SETTINGS, NOW)
+    attempt = plan.status["attempts"][-1]
+    assert (attempt["pod"], attempt["reason"], attempt["exitCode"]) == ("p2", "StorageUnavailable", 40)
 
 
 def waiting_for(*pods: PodView) -> JobState:

@@ -12,7 +12,7 @@ from finetune_operator.progress import SHOWN_EVERY, STALE_AFTER, WINDOW, Point, 
 from finetune_runtime.contract.result import Metric, TrainerStatus
 from finetune_runtime.train.progress import Phase, Reporter
 
-KEY = ("team", "support")
+KEY, JOB = ("team", "support"), "uid-1"
 NOW = 1_800_000_000.0
 
 
@@ -24,12 +24,12 @@ def told(*reports: tuple[float, int], total: int = 100, pod: str = "p1", store: 
     """A store that has heard of these (seconds since NOW, step)."""
     store = store or ProgressStore()
     for seconds, step in reports:
-        store.record(KEY, pod, report(step=step, totalSteps=total, phase="Training"), NOW + seconds)
+        store.record(KEY, JOB, pod, report(step=step, totalSteps=total, phase="Training"), NOW + seconds)
     return store
 
 
 def latest(store: ProgressStore, seconds: float) -> Progress:
-    found = store.latest(KEY, NOW + seconds)
+    found = store.latest(KEY, JOB, NOW + seconds)
     assert found is not None
     return found
 
@@ -84,7 +84,7 @@ def test_a_new_pod_starts_a_new_estimate() -> None:
 
 def test_the_time_that_a_new_process_takes_to_load_the_model_is_not_the_time_of_a_step() -> None:
     store = told((0, 0), (10, 10))
-    store.record(KEY, "p1", report(step=10, totalSteps=100, phase="Loading"), NOW + 20)
+    store.record(KEY, JOB, "p1", report(step=10, totalSteps=100, phase="Loading"), NOW + 20)
     told((320, 10), (340, 20), store=store)
     assert latest(store, 340).eta_seconds == 160
 
@@ -133,7 +133,7 @@ def test_an_estimate_is_never_negative_whatever_steps_and_clock_do(heard: list[t
 
 @given(reports)
 def test_points_rise_and_stay_few(heard: list[tuple[float, int]]) -> None:
-    track = Track("p")
+    track = Track(JOB, "p")
     for now, step in heard:
         track.add(step, now)
         assert len(track.points) <= WINDOW
@@ -142,7 +142,7 @@ def test_points_rise_and_stay_few(heard: list[tuple[float, int]]) -> None:
 
 
 def test_points_of_a_long_training_reach_back_to_its_beginning() -> None:
-    track = Track("p")
+    track = Track(JOB, "p")
     for step in range(10_000):
         track.add(step, 5.0 * step)
     assert track.points[0] == (0, 0.0)
@@ -205,28 +205,28 @@ def test_a_supervisor_that_has_nothing_to_tell_is_heard_several_times_before_its
 
 def test_the_phase_of_loading_is_the_supervisors() -> None:
     store = told((0, 0), (10, 10))
-    store.record(KEY, "p1", report(step=0, totalSteps=100, phase=Phase.LOADING), NOW + 20)
+    store.record(KEY, JOB, "p1", report(step=0, totalSteps=100, phase=Phase.LOADING), NOW + 20)
     assert latest(store, 20).eta_seconds is None
 
 
 @given(st.dictionaries(st.sampled_from(["step", "totalSteps", "loss", "epoch", "checkpointStep", "resumedFrom", "phase"]), st.text(max_size=64)))
 def test_whatever_a_pod_sends_never_breaks_the_store(values: dict[str, str]) -> None:
     store = ProgressStore()
-    store.record(KEY, "p", report(**values), NOW)
+    store.record(KEY, JOB, "p", report(**values), NOW)
     assert 0 <= latest(store, 0).percent <= 100
 
 
 @pytest.mark.parametrize("value", ["1e300", "inf", "99999999999999999999"])
 def test_numbers_that_no_status_can_hold_are_cut_or_left_out(value: str) -> None:
     store = ProgressStore()
-    store.record(KEY, "p", report(step=value, totalSteps=value, checkpointStep=value, resumedFrom=value), NOW)
+    store.record(KEY, JOB, "p", report(step=value, totalSteps=value, checkpointStep=value, resumedFrom=value), NOW)
     found = latest(store, 0)
     assert max(found.step, found.total_steps, found.checkpoint_step, found.resumed_from or 0) < 2**31
 
 
 def test_numbers_are_short_and_broken_ones_are_left_out() -> None:
     store = ProgressStore()
-    store.record(KEY, "p", report(step="12", totalSteps="40", loss="1.08321234", evalLoss="nan", learningRate="0.000003"), NOW)
+    store.record(KEY, JOB, "p", report(step="12", totalSteps="40", loss="1.08321234", evalLoss="nan", learningRate="0.000003"), NOW)
     found = latest(store, 0)
     assert (found.step, found.percent, found.loss, found.eval_loss, found.learning_rate) == (12, 30, "1.083", None, "3e-06")
 
@@ -238,7 +238,7 @@ def test_numbers_are_short_and_broken_ones_are_left_out() -> None:
 )
 def test_checkpoints(metrics: dict[str, int], expected: tuple[int, int | None]) -> None:
     store = ProgressStore()
-    store.record(KEY, "p", report(**metrics), NOW)
+    store.record(KEY, JOB, "p", report(**metrics), NOW)
     found = latest(store, 0)
     assert (found.checkpoint_step, found.resumed_from) == expected
 
@@ -246,7 +246,17 @@ def test_checkpoints(metrics: dict[str, int], expected: tuple[int, int | None]) 
 def test_a_job_that_is_gone_is_forgotten() -> None:
     store = told((0, 0))
     store.forget(KEY)
-    assert store.latest(KEY, NOW) is None
+    assert store.latest(KEY, JOB, NOW) is None
+
+
+def test_a_pod_of_a_job_that_was_deleted_does_not_report_for_its_successor_of_the_same_name() -> None:
+    store = told((0, 20))
+    assert store.latest(KEY, "uid-2", NOW) is None
+    store.record(KEY, "uid-2", "p2", report(step=1, totalSteps=100), NOW)
+    found = store.latest(KEY, "uid-2", NOW)
+    assert found is not None
+    assert found.step == 1
+    assert store.latest(KEY, JOB, NOW) is None, "there is one job of a name"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class Edge:
     client: TestClient[web.Request, web.Application]
     reviewer: Reviewer
     progress: ProgressStore
-    workers: set[tuple[str, str, str, str]]
+    workers: dict[tuple[str, str, str, str], str]
     notified: list[tuple[str, str]]
 
     async def post(self, data: Any = REPORT, token: str = SECRET, path: str = PATH, **headers: str) -> tuple[int, str]:
@@ -78,15 +78,15 @@ class Edge:
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     reviewer, progress, notified = Reviewer(), ProgressStore(), list[tuple[str, str]]()
-    workers = {("team", "support", "support-1", "u1")}
-    server = StatusServer(reviewer, AUDIENCE, progress, lambda *pod: pod in workers, notified.append)
+    workers = {("team", "support", "support-1", "u1"): "uid-1"}
+    server = StatusServer(reviewer, AUDIENCE, progress, lambda *pod: workers.get(pod, ""), notified.append)
     async with TestClient(TestServer(server.app())) as client:
         yield Edge(client, reviewer, progress, workers, notified)
 
 
 async def test_a_report_is_taken(edge: Edge) -> None:
     assert (await edge.post())[0] == 200
-    found = edge.progress.latest(("team", "support"), 0)
+    found = edge.progress.latest(("team", "support"), "uid-1", 0)
     assert found is not None
     assert found.step == 12
     assert edge.notified == [("team", "support")]
@@ -127,7 +127,7 @@ async def test_answer(edge: Edge, request_: dict[str, Any], status: int, says: s
     assert answered == status
     assert says in text
     assert request_.get("token", SECRET) not in text
-    assert edge.progress.latest(("team", "support"), 0) is None
+    assert edge.progress.latest(("team", "support"), "uid-1", 0) is None
     assert edge.notified == []
 
 
@@ -176,7 +176,7 @@ async def test_nobody_without_the_right_has_a_body_read(edge: Edge) -> None:
 async def test_a_pod_that_is_seen_a_moment_late_is_right_on_its_next_report(edge: Edge) -> None:
     edge.workers.clear()
     assert (await edge.post())[0] == 403
-    edge.workers.add(("team", "support", "support-1", "u1"))
+    edge.workers["team", "support", "support-1", "u1"] = "uid-1"
     assert (await edge.post())[0] == 200
     assert edge.reviewer.asked == 1
 
@@ -191,7 +191,7 @@ class TestTooMany:
 
     async def test_one_pod_does_not_use_up_what_another_may(self, edge: Edge) -> None:
         edge.reviewer.known["second"] = review(pod="support-2", uid="u2")
-        edge.workers.add(("team", "support", "support-2", "u2"))
+        edge.workers["team", "support", "support-2", "u2"] = "uid-1"
         assert [(await edge.post())[0] for _ in range(REPORTS + 1)][-1] == 429
         assert (await edge.post(token="second"))[0] == 200
 
@@ -327,8 +327,8 @@ async def served(app: web.Application, context: ssl.SSLContext | None = None) ->
         await runner.cleanup()
 
 
-def server(is_worker: Callable[..., bool] = lambda *_: True) -> web.Application:
-    return StatusServer(Reviewer(), AUDIENCE, ProgressStore(), is_worker, lambda _: None).app()
+def server(job_of: Callable[..., str] = lambda *_: "uid-1") -> web.Application:
+    return StatusServer(Reviewer(), AUDIENCE, ProgressStore(), job_of, lambda _: None).app()
 
 
 class TestConnections:
