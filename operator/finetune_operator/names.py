@@ -80,6 +80,11 @@ def endpoint_version(endpoint: str, content: str) -> str:
     return f"{endpoint}-{digest(content)}"
 
 
+def evaluation_config(version: str) -> str:
+    """Name of the ConfigMap with what an evaluation asks: one for each version, so that it goes with the version."""
+    return f"{version}-gate"
+
+
 def evaluation_job(endpoint: str, version: str, gate: str) -> str:
     """Name of the Kubernetes Job that asks one version the questions of one gate: at most 52 + 10 characters."""
     return f"{endpoint}-e{digest(version + gate)}"

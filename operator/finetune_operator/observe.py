@@ -72,6 +72,7 @@ class PodView:
     ended: Ended | None
     job_uid: str = ""  # FineTuneJob that it works for
     disruption: str = ""  # why it is taken away, in Kubernetes' words
+    step: str = ""  # what it does; empty: it serves
     gone: bool = False  # deleted; this is what was seen last
 
     @property
@@ -191,6 +192,7 @@ def pod_view(raw: Raw) -> PodView:
         restarts=sum(s.get("restartCount", 0) for s in statuses),
         ended=_ended(statuses),
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
+        step=labels.get(names.LABEL_STEP, ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )
 

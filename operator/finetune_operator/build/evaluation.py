@@ -44,12 +44,12 @@ def evaluate_config(owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluati
     )
 
 
-def evaluation_config(owner: Owner, name: str, config: EvaluateConfig) -> dict[str, Any]:
-    """ConfigMap of an evaluation."""
-    return config_map(owner, name, _labels(owner), config)
+def evaluation_config(owner: Owner, version: str, config: EvaluateConfig) -> dict[str, Any]:
+    """ConfigMap of a version's evaluation."""
+    return config_map(owner, names.evaluation_config(version), _labels(owner), config)
 
 
-def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, name: str, gates: tuple[Evaluation, ...]) -> dict[str, Any]:
+def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, name: str, version: str, gates: tuple[Evaluation, ...]) -> dict[str, Any]:
     """Job of an evaluation. It needs no GPU: it asks as users do, through the version's own Service."""
     volumes, mounts = source_volumes([gate.prompts_from.source for gate in gates if gate.prompts_from])
     judges = [
@@ -59,7 +59,9 @@ def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, na
     ]
     env = [*storage_env(spec.storage.s3), *model_env(spec.model), *judges]
     main = container(names.CONTAINER, settings.trainer_image, ["evaluate"], settings, env=env, volumeMounts=mounts, resources=RESOURCES)
-    pod = pod_spec(settings, name, node_disk(SCRATCH), volumes, restartPolicy="Never", terminationGracePeriodSeconds=10, containers=[main])
+    pod = pod_spec(
+        settings, names.evaluation_config(version), node_disk(SCRATCH), volumes, restartPolicy="Never", terminationGracePeriodSeconds=10, containers=[main]
+    )
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

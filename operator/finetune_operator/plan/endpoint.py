@@ -52,6 +52,12 @@ def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, se
     )
 
 
+def _all_of(version: str) -> tuple[Ref, ...]:
+    """Everything that was made for a version."""
+    config = Ref("v1", "ConfigMap", names.evaluation_config(version))
+    return (Ref("v1", "Service", version), Ref("v1", "ConfigMap", version), config, Ref("apps/v1", "Deployment", version))
+
+
 def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     """Objects of the evaluation that is under way; those of others go."""
     seen, verdict, owner = rollout.seen, rollout.verdict, rollout.seen.owner
@@ -61,13 +67,12 @@ def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> 
         awaited = names.evaluation_job(owner.name, candidate.name, wanted.gate)
         current = rollout.versions.current
         config = build_evaluation.evaluate_config(owner, seen.spec, wanted.gates, candidate, current.name if current else "")
-        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, wanted.gates),) if verdict.gate is Gate.ASK else ()
-        plan = Plan(apply=(build_evaluation.evaluation_config(owner, awaited, config),), create=create)
+        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.name, wanted.gates),) if verdict.gate is Gate.ASK else ()
+        plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.name, config),), create=create)
     over = [j.name for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
     if over:  # one at a time: questions of two gates at once would slow each other down
         plan = Plan()
-    delete = tuple(ref for name in over for ref in (Ref("v1", "ConfigMap", name), Ref("batch/v1", "Job", name)))
-    return Plan(apply=plan.apply, create=plan.create, delete=delete)
+    return Plan(apply=plan.apply, create=plan.create, delete=tuple(Ref("batch/v1", "Job", name) for name in over))
 
 
 def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
@@ -89,7 +94,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     keep = {v.name for v in kept}
     over = [d.name for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
-    delete = [Ref(api, kind, name) for name in over for api, kind in (("v1", "Service"), ("v1", "ConfigMap"), ("apps/v1", "Deployment"))]
+    delete = [ref for name in over for ref in _all_of(name)]
     asked = _evaluation(rollout, wanted, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from finetune_operator import clock
+from finetune_operator import clock, names
 from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
@@ -69,10 +69,12 @@ def _verdict(found: EvaluationResult) -> Verdict:
 
 def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Verdict:
     """Where the Kubernetes Job of an evaluation stands. Only a result that says so passes a version."""
+    # One at a time: questions of two at once would slow each other down, and latencies count.
+    busy = next((p for p in pods if p.step == names.EVALUATE and p.alive and (job is None or p.parent != job.name)), None)
+    if busy or (job and job.deleting):
+        return Verdict(Gate.WAIT, Reason.EVALUATING, "an older evaluation is ending")
     if job is None:
         return Verdict(Gate.ASK)
-    if job.deleting:
-        return Verdict(Gate.WAIT, Reason.EVALUATING, "an older evaluation is ending")
     mine = [p for p in pods if p.parent == job.name]
     for ended in (p.ended for p in mine):
         found = result(ended)

@@ -11,7 +11,7 @@ from finetune_operator.plan.versions import gates
 from finetune_runtime.contract.evaluation import Evaluation
 
 from .makers import SETTINGS, endpoint_state, names, owner, result
-from .story import Story, candidate, evaluation, evaluation_pod
+from .story import Story, candidate, evaluation, evaluation_pod, serving_pod
 
 GATE = {"prompts": [{"name": "room", "prompt": "What is the code of room 7?", "expect": {"contains": ["41"]}}]}
 PASSED = result("evaluate", evaluation={"passed": True, "prompts": 1, "repeats": 3})
@@ -38,7 +38,7 @@ def test_a_version_that_answers_is_asked_before_it_gets_the_traffic() -> None:
     job = story.asked()
     assert (story.traffic(), story.roles(), story.progress()) == ("", {"b": "Candidate"}, ("True", "Evaluating"))
     assert names(story.plan.create) == [f"Job/{job}"]
-    assert names(story.plan.apply)[-1] == f"ConfigMap/{job}"
+    assert names(story.plan.apply)[-1] == f"ConfigMap/{story.name('b')}-gate"
     assert story.look().create == ()
 
 
@@ -49,7 +49,7 @@ def test_one_that_passes_gets_it_and_keeps_its_result() -> None:
     plan = story.look()
     assert (story.traffic(), story.roles()) == (story.name("b"), {"b": "Current"})
     assert story.version("b")["evaluation"]["passed"] is True
-    assert [(r.kind, r.name) for r in plan.delete] == [("ConfigMap", job), ("Job", job)]
+    assert [(r.kind, r.name) for r in plan.delete] == [("Job", job)]
     story.pods = []
     assert story.look(1000).create == ()
 
@@ -95,7 +95,7 @@ def test_a_lost_result_is_asked_for_again() -> None:
     job = story.asked()
     story.answer(job, 0, "")
     assert story.look().delete == ()
-    assert [r.name for r in story.look(20).delete] == [job, job]
+    assert [r.name for r in story.look(20).delete] == [job]
     assert names(story.look().create) == [f"Job/{job}"]
 
 
@@ -110,6 +110,17 @@ def test_a_changed_gate_is_another_evaluation() -> None:
     story.look()
     assert list(story.jobs) != [job]
     assert story.roles() == {"b": "Candidate"}
+
+
+def test_an_evaluation_begins_when_the_pod_of_an_older_one_has_ended() -> None:
+    story = Gated(gate=GATE)
+    job = story.asked()
+    story.pods = [serving_pod(job, step="Evaluate", running=True)]
+    story.spec["gate"] = {**GATE, "repeats": 5}
+    assert [r.name for r in story.look().delete] == [job]
+    assert (story.look().create, story.progress()) == ((), ("True", "Evaluating"))
+    story.pods = []
+    assert len(story.look().create) == 1
 
 
 def test_a_version_that_passed_is_not_asked_again_when_it_is_rolled_back_to() -> None:
@@ -174,7 +185,7 @@ def test_the_pod_asks_through_the_versions_own_service_and_is_selected_by_none()
     seen = endpoint_state(spec={"gate": gate, "candidate": candidate("b"), "servedName": "desk"})
     assert seen.spec.candidate
     found = gates(seen.spec, seen.spec.candidate)
-    body = evaluation_job(owner("ModelEndpoint"), seen.spec, SETTINGS, "support-e1", found)
+    body = evaluation_job(owner("ModelEndpoint"), seen.spec, SETTINGS, "support-e1", "support-new", found)
     pod = body["spec"]["template"]
     assert "finetune.dev/version" not in pod["metadata"]["labels"]
     assert (pod["spec"]["restartPolicy"], pod["spec"]["containers"][0]["args"]) == ("Never", ["evaluate"])
