@@ -60,7 +60,7 @@ class Applier:
             await self._cluster.apply(body, names.CANDIDATE_MANAGER)
         for ref in plan.delete:
             self.forget(namespace, ref)
-            await self._cluster.delete(ref, namespace)
+            await self._cluster.delete(ref, namespace, ref.uid)
         if plan.expire:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)
         return conflicts

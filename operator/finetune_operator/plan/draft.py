@@ -79,7 +79,7 @@ class Draft:
 
 def leftovers(seen: JobState) -> tuple[Ref, ...]:
     """Kubernetes Jobs that must not go on because the FineTuneJob has ended."""
-    return tuple(Ref("batch/v1", "Job", j.name) for j in seen.jobs if j.live)
+    return tuple(Ref("batch/v1", "Job", j.name, j.uid) for j in seen.jobs if j.live)
 
 
 def _display(progress: Progress, *, running: bool) -> Display | None:

@@ -6,6 +6,7 @@ from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build import config as build_config
 from finetune_operator.build import evaluation as build_evaluation
 from finetune_operator.build import serving
+from finetune_operator.observe import DeploymentView
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
@@ -52,10 +53,10 @@ def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, se
     )
 
 
-def _all_of(version: str) -> tuple[Ref, ...]:
+def _all_of(found: DeploymentView) -> tuple[Ref, ...]:
     """Everything that was made for a version."""
-    config = Ref("v1", "ConfigMap", names.evaluation_config(version))
-    return (Ref("v1", "Service", version), Ref("v1", "ConfigMap", version), config, Ref("apps/v1", "Deployment", version))
+    config = Ref("v1", "ConfigMap", names.evaluation_config(found.name))
+    return (Ref("v1", "Service", found.name), Ref("v1", "ConfigMap", found.name), config, Ref("apps/v1", "Deployment", found.name, found.uid))
 
 
 def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
@@ -69,10 +70,10 @@ def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> 
         config = build_evaluation.evaluate_config(owner, seen.spec, wanted.gates, candidate, current.name if current else "")
         create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.name, wanted.gates),) if verdict.gate is Gate.ASK else ()
         plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.name, config),), create=create)
-    over = [j.name for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
+    over = [j for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
     if over:  # one at a time: questions of two gates at once would slow each other down
         plan = Plan()
-    return Plan(apply=plan.apply, create=plan.create, delete=tuple(Ref("batch/v1", "Job", name) for name in over))
+    return Plan(apply=plan.apply, create=plan.create, delete=tuple(Ref("batch/v1", "Job", j.name, j.uid) for j in over))
 
 
 def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
@@ -92,9 +93,9 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     if current := versions.current:
         apply += [serving.service(owner, current.name), serving.disruption_budget(owner, current.name)]
     keep = {v.name for v in kept}
-    over = [d.name for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
+    over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
-    delete = [ref for name in over for ref in _all_of(name)]
+    delete = [ref for d in over for ref in _all_of(d)]
     asked = _evaluation(rollout, wanted, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),

@@ -102,7 +102,7 @@ def _advance(draft: Draft, settings: Settings, step: Step) -> bool:
 def _renew(draft: Draft, settings: Settings, step: Step, number: int) -> None:
     """Drop a Job whose pod waits for an image that the installation no longer names: its template cannot be changed, so it is made again."""
     old = [j for j in draft.seen.jobs if j.step == step and j.attempt == number and j.image != settings.trainer_image and j.live]
-    draft.act(delete=(*draft.plan.delete, *(Ref("batch/v1", "Job", j.name) for j in old)))
+    draft.act(delete=(*draft.plan.delete, *(Ref("batch/v1", "Job", j.name, j.uid) for j in old)))
 
 
 def _give_up(draft: Draft, step: Step, record: Attempt | None) -> None:
@@ -122,7 +122,7 @@ def _start(draft: Draft, settings: Settings, step: Step, state: StepState) -> No
     seen = draft.seen
     job = step_job(seen.owner, seen.spec, settings, step, state.number, minimum_mebibytes=minimum_mebibytes(draft))
     past = [j for j in seen.jobs if j.step == step and j.attempt <= state.number - KEPT_JOBS and not j.deleting]
-    draft.act(create=(*draft.plan.create, job), delete=(*draft.plan.delete, *(Ref("batch/v1", "Job", j.name) for j in past)))
+    draft.act(create=(*draft.plan.create, job), delete=(*draft.plan.delete, *(Ref("batch/v1", "Job", j.name, j.uid) for j in past)))
     if not any(a.step == step and a.number == state.number for a in draft.status.attempts):
         started = Attempt(step=step, number=state.number, started_at=clock.text(draft.now))
         draft.update(attempts=remember(draft.status.attempts, started))

@@ -61,6 +61,7 @@ class Ref:
     api_version: str
     kind: str
     name: str
+    uid: str = field(default="", compare=False)  # delete this very object, not one that has taken its name since; empty: whichever there is
 
 
 @dataclass(frozen=True, slots=True)

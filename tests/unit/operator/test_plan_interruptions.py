@@ -90,6 +90,7 @@ def test_three_interruptions_in_a_row_without_a_new_checkpoint_do() -> None:
     assert (plan.status["phase"], plan.status["reason"], condition(plan, "Trained")["reason"]) == ("Failed", "NoProgress", "NoProgress")
     assert "TerminationByKubelet" in plan.status["message"]
     assert plan.delete == (Ref("batch/v1", "Job", "support-train-1"),), "the fourth pod must not run on"
+    assert plan.delete[0].uid == "train-1", "nor must anything end that has taken the name since"
 
 
 def test_a_pod_that_went_while_nobody_looked_proves_nothing() -> None:
