@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Iterable
 from multiprocessing import Pool
 
-from .schedule import Outcome, run
+from .schedule import ENDPOINT, Outcome, run
 
 BATCH = 50  # schedules that a core takes at once
 SHOWN = 10  # of each kind of violation
+SHARE = 0.3  # of schedules that are about endpoints
 TAIL = 40  # lines of the trace of the first of each kind
 
 
-def _batch(seeds: range) -> tuple[list[Outcome], Counter[str], int, int]:
+def _batch(task: tuple[range, bool]) -> tuple[list[Outcome], Counter[str], int, int]:
+    seeds, endpoints = task
     logging.disable(logging.CRITICAL)
     gc.disable()  # a schedule is over before its garbage matters
     gc.collect()
@@ -25,7 +27,7 @@ def _batch(seeds: range) -> tuple[list[Outcome], Counter[str], int, int]:
     hits: Counter[str] = Counter()
     events = rounds = 0
     for seed in seeds:
-        outcome = run(seed)
+        outcome = run(seed, endpoints=endpoints)
         hits.update(outcome.hits)
         events, rounds = events + outcome.events, rounds + outcome.rounds
         if outcome.violation:
@@ -33,11 +35,11 @@ def _batch(seeds: range) -> tuple[list[Outcome], Counter[str], int, int]:
     return failed, hits, events, rounds
 
 
-def _replay(seed: int) -> int:
+def _replay(name: str) -> int:
     logging.disable(logging.CRITICAL)
-    outcome = run(seed, traced=True)
+    outcome = run(int(name.removeprefix(ENDPOINT)), endpoints=name.startswith(ENDPOINT), traced=True)
     print("\n".join(outcome.trace or ()))
-    print(f"seed={seed} events={outcome.events} rounds={outcome.rounds} violation={outcome.violation or 'none'}")
+    print(f"seed={name} events={outcome.events} rounds={outcome.rounds} violation={outcome.violation or 'none'}")
     return bool(outcome.violation)
 
 
@@ -47,9 +49,14 @@ def _table(hits: Counter[str], schedules: int) -> Iterable[str]:
         yield f"{name:<44}{count:>10}{100 * count / schedules:>7.2f}%"
 
 
-def _simulate(first: int, seeds: int, *, coverage: bool) -> int:
+def _batches(first: int, seeds: int, *, endpoints: bool) -> list[tuple[range, bool]]:
+    return [(range(start, min(start + BATCH, first + seeds)), endpoints) for start in range(first, first + seeds, BATCH)]
+
+
+def _simulate(first: int, jobs: int, endpoints: int, *, coverage: bool) -> int:
+    seeds = jobs + endpoints
     began, failed, hits, events, rounds = time.monotonic(), list[Outcome](), Counter[str](), 0, 0
-    batches = [range(start, min(start + BATCH, first + seeds)) for start in range(first, first + seeds, BATCH)]
+    batches = [*_batches(first, jobs, endpoints=False), *_batches(first, endpoints, endpoints=True)]
     with Pool(os.cpu_count()) as pool:
         for some, seen, happened, worked in pool.imap(_batch, batches):
             failed += some
@@ -62,11 +69,11 @@ def _simulate(first: int, seeds: int, *, coverage: bool) -> int:
         print(f"{count} times: {name}")
         of_kind = [o for o in failed if o.invariant == name]
         for outcome in of_kind[:SHOWN]:
-            print(f"  seed {outcome.seed}: {outcome.violation}")
-        print("\n".join(f"    {line}" for line in (run(of_kind[0].seed, traced=True).trace or [])[-TAIL:]))
+            print(f"  seed {outcome.name}: {outcome.violation}")
+        print("\n".join(f"    {line}" for line in (run(of_kind[0].seed, endpoints=of_kind[0].endpoints, traced=True).trace or [])[-TAIL:]))
     if failed:
-        print(f"failing seeds: {' '.join(str(o.seed) for o in failed[:200])}")
-        print(f"replay one with: make simulate SEED={failed[0].seed}")
+        print(f"failing seeds: {' '.join(o.name for o in failed[:200])}")
+        print(f"replay one with: make simulate SEED={failed[0].name}")
     print(f"schedules={seeds} violations={len(failed)} seconds={time.monotonic() - began:.0f}")
     return bool(failed)
 
@@ -76,10 +83,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="simulate", description="Schedules of random faults around the real operator.")
     parser.add_argument("--seeds", type=int, default=10_000, help="number of schedules")
     parser.add_argument("--first", type=int, default=0, help="seed of the first one")
-    parser.add_argument("--seed", type=int, help="replay this one with its trace")
+    parser.add_argument("--seed", help=f"replay this one with its trace; those about endpoints begin with {ENDPOINT}")
+    parser.add_argument("--kind", choices=("jobs", "endpoints"), help="only schedules about jobs, or about endpoints")
     parser.add_argument("--coverage", action="store_true", help="print what the schedules came by")
     wanted = parser.parse_args()
-    return _replay(wanted.seed) if wanted.seed is not None else _simulate(wanted.first, wanted.seeds, coverage=wanted.coverage)
+    if wanted.seed is not None:
+        return _replay(wanted.seed)
+    endpoints = {"jobs": 0, "endpoints": wanted.seeds}.get(wanted.kind, round(wanted.seeds * SHARE))
+    return _simulate(wanted.first, wanted.seeds - endpoints, endpoints, coverage=wanted.coverage)
 
 
 if __name__ == "__main__":

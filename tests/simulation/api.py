@@ -96,8 +96,10 @@ class Api:
         self._put(kind, key, raw, None, "ADDED")
         return raw
 
-    def update(self, raw: Raw, *, spec: Raw | None = None, status: Raw | None = None, meta: Raw | None = None, **sections: Any) -> Raw | None:
-        """Change fields of an object; sections are merged one level deep, `status` replaces. None when it is gone."""
+    def update(
+        self, raw: Raw, *, spec: Raw | None = None, status: Raw | None = None, meta: Raw | None = None, replace: Raw | None = None, **sections: Any
+    ) -> Raw | None:
+        """Change fields of an object; sections are merged one level deep, `status` and `replace`, a whole spec, replace. None when it is gone."""
         kind, key = raw["kind"], key_of(raw)
         old = self.get(kind, key)
         if old is None or old["metadata"]["uid"] != raw["metadata"]["uid"]:
@@ -105,6 +107,8 @@ class Api:
         new = {**old, **sections}
         if spec is not None:
             new["spec"] = {**(old.get("spec") or {}), **spec}
+        if replace is not None:
+            new["spec"] = replace
         if status is not None:
             new["status"] = status
         if meta is not None:

@@ -4,6 +4,7 @@ import types
 from collections.abc import Callable, Generator
 from typing import NoReturn, TypeVar
 
+from finetune_operator import clock
 from finetune_operator.kube import ApiError, Cluster, GoneError
 from finetune_operator.plan.types import Body, Ref
 
@@ -30,7 +31,9 @@ class ModelCluster(Cluster):
 
     def __init__(self, world: World, api: Api, conditions: Weather, requests: Requests) -> None:
         self._world, self._api, self._weather, self._requests = world, api, conditions, requests
+        self._looked: dict[tuple[str, str, str], str] = {}  # UID that the last look at an object has found
         self.writes = 0
+        self.acting = False  # what happens now is the operator's doing
 
     async def _ask(self, what: str, do: Callable[[], T], *, write: bool) -> T:
         self.writes += write
@@ -39,7 +42,7 @@ class ModelCluster(Cluster):
             await _pause(self._world.delay(0.0, self._weather.latency))
         if fate is Fate.FINE:
             try:
-                answer = do()
+                answer = self._act(do)
             except ApiError as error:
                 self._world.note("operator", f"{what}: {error.status}")
                 raise
@@ -51,6 +54,13 @@ class ModelCluster(Cluster):
             await _pause(self._world.delay(0.0, self._weather.latency))
         return answer
 
+    def _act(self, do: Callable[[], T]) -> T:
+        self.acting = True
+        try:
+            return do()
+        finally:
+            self.acting = False
+
     def _failing(self, what: str, do: Callable[[], T], fate: Fate) -> NoReturn:
         self._world.hits.add(f"fault {fate.name.lower()}")
         if fate is Fate.CRASH_BEFORE:
@@ -60,7 +70,7 @@ class ModelCluster(Cluster):
             status = self._requests.status()
             self._world.note("operator", f"{what}: refused with {status}")
             raise ApiError(status, "not now")
-        do()
+        self._act(do)
         if fate is Fate.CRASH_AFTER:
             self._world.note("operator", f"crashes after {what}")
             raise Crash
@@ -68,7 +78,12 @@ class ModelCluster(Cluster):
         raise ApiError(self._requests.status(), "the answer is lost")
 
     async def get(self, ref: Ref, namespace: str) -> Body | None:
-        return await self._ask(f"get {ref.kind} {ref.name}", lambda: self._api.get(ref.kind, (namespace, ref.name)), write=False)
+        def do() -> Body | None:
+            found = self._api.get(ref.kind, (namespace, ref.name))
+            self._looked[ref.kind, namespace, ref.name] = found["metadata"]["uid"] if found else ""
+            return found
+
+        return await self._ask(f"get {ref.kind} {ref.name}", do, write=False)
 
     async def list(self, ref: Ref, namespace: str | None, selector: str) -> list[Body]:
         return await self._ask(f"list {ref.kind}", lambda: self._api.select(ref.kind, namespace, selector), write=False)
@@ -82,9 +97,13 @@ class ModelCluster(Cluster):
     async def apply(self, body: Body, manager: str) -> Body:  # noqa: ARG002  fields have one owner in this model
         if body["kind"] == "Job":
             raise ViolationError("a Job is made once", f"Job {body['metadata']['name']} is applied again, which would undo what Kueue changed")
-        if body["metadata"].get("ownerReferences"):
-            self._ours(body["kind"], key_of(body), "applies")
-        return await self._ask(f"apply {body['kind']} {body['metadata']['name']}", lambda: self._api.apply(body), write=True)
+
+        def do() -> Body:
+            if body["metadata"].get("ownerReferences") and not self._unheard_of(body):
+                self._ours(body["kind"], key_of(body), "applies")
+            return self._api.apply(body)
+
+        return await self._ask(f"apply {body['kind']} {body['metadata']['name']}", do, write=True)
 
     async def apply_status(self, ref: Ref, namespace: str, uid: str, status: Body, manager: str) -> Body:  # noqa: ARG002  fields have one owner in this model
         what = f"status {ref.kind} {ref.name} {status.get('phase', '')} {status.get('reason', '')}"
@@ -109,8 +128,14 @@ class ModelCluster(Cluster):
     def _ours(self, kind: str, key: tuple[str, str], what: str) -> None:
         """What people made by themselves is none of the operator's business."""
         found = self._api.get(kind, key)
-        if found and not controller_of(found):
+        unseen = found and self._world.now - clock.seconds(found["metadata"]["creationTimestamp"]) < 2 + 10 * self._weather.latency
+        if found and not controller_of(found) and not unseen:
             raise ViolationError("foreign objects are left alone", f"the operator {what} {kind} {key[1]}, which it did not make")
+
+    def _unheard_of(self, body: Body) -> bool:
+        """Whether an object came after the last look: an apply with the UID that was seen is refused, and one of what was not there has no precondition."""
+        found, looked = self._api.get(body["kind"], key_of(body)), self._looked.get((body["kind"], *key_of(body)))
+        return found is not None and (looked == "" or body["metadata"].get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"])
 
     def _patch(self, kind: str, key: tuple[str, str], body: Body) -> None:
         found = self._api.get(kind, key)

@@ -92,10 +92,10 @@ def _build_in_gpus(schedule: "Schedule") -> None:
 
 def _break_versions(schedule: "Schedule") -> None:
     """New versions of endpoints do not become ready, for a while or for good."""
-    schedule.deployments.broken = True
+    schedule.servers.broken = True
     schedule.world.hits.add("broken versions")
     if schedule.world.chance(0.8):
-        schedule.world.after(schedule.world.delay(30, 900), schedule.deployments.mend)
+        schedule.world.after(schedule.world.delay(30, 900), schedule.servers.mend)
 
 
 _WEIGHTS: list[tuple[int, Callable[["Schedule"], None]]] = [

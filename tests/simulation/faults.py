@@ -39,6 +39,10 @@ class Weather:
     window: float = 400.0  # in which both happen
     second_job: bool = False
     inference: float = 0.2  # share of jobs with an endpoint
+    jobs: int = 1  # FineTuneJobs at the beginning
+    endpoints: bool = False  # people work on an endpoint too, and versions are not all good
+    bad_versions: float = 0.0  # share of adapters that cannot be served well
+    gates: float = 0.0  # share of endpoints, jobs and candidates with a gate
 
     def calm_down(self) -> None:
         """The end of all faults."""
@@ -74,6 +78,18 @@ def weather(random: Random, kinds: tuple[str, ...]) -> Weather:
         window=random.choice((120.0, 400.0, 1500.0)),
         second_job=random.random() < 0.15,
     )
+
+
+def endpoint_weather(random: Random, kinds: tuple[str, ...]) -> Weather:
+    """Weather of a schedule that is about an endpoint. People do more, jobs fail less: what matters begins when they are trained."""
+    found = weather(random, kinds)
+    found.endpoints, found.inference = True, 1.0
+    found.jobs = random.choice((0, 0, 1, 2))
+    found.bad_versions = random.choice((0.0, 0.3, 0.6))
+    found.gates = random.choice((0.0, 0.4, 0.8))
+    found.pod_failure = min(found.pod_failure, random.choice((0.0, 0.2, 0.6)))
+    found.edits = random.choice((2, 5, 10, 20))
+    return found
 
 
 class Requests:

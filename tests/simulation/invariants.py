@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 
 from finetune_operator import clock
-from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_MANAGED_BY, LABEL_STEP, LABEL_VERSION, Step
+from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_MANAGED_BY, LABEL_STEP, Step
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Reason as StepReason
 
-from .api import Api, Raw, controller_of, deleting, key_of
-from .deployments import Deployments
+from .api import Api, Raw, controller_of, deleting
 from .jobs import finished, terminal
 from .kubelet import Container, Kubelets
 from .process import Process
@@ -56,15 +55,13 @@ def fail(invariant: str, message: str) -> None:
 class Invariants:
     """Watches the API server and the nodes."""
 
-    def __init__(self, world: World, api: Api, storage: Storage, kubelets: Kubelets, process: Process, deployments: Deployments) -> None:
+    def __init__(self, world: World, api: Api, storage: Storage, kubelets: Kubelets, process: Process) -> None:
         self._world, self._api, self._storage, self._kubelets, self._process = world, api, storage, kubelets, process
-        self._deployments = deployments
         self._history: dict[str, History] = {}
         self.meddled = float("-inf")  # when somebody last changed a child by hand
         api.listen("FineTuneJob", self._on_finetunejob)
         api.listen("Job", self._on_job)
         api.listen("Pod", self._on_pod)
-        api.listen("Service", self._on_service)
 
     # A FineTuneJob's status
 
@@ -233,13 +230,6 @@ class Invariants:
         self._not_again(raw, pod["metadata"]["labels"], f"pod {pod['metadata']['name']} is created")
         if raw["status"].get("phase") == "Suspended":
             self._suspended(raw)
-
-    def _on_service(self, _change: str, raw: Raw, old: Raw | None) -> None:
-        before, after = (r["spec"]["selector"].get(LABEL_VERSION) if r else None for r in (old, raw))
-        endpoint = self._api.get("ModelEndpoint", key_of(raw)) or {"status": {}}
-        current = {v["name"] for v in endpoint["status"].get("versions") or () if v["role"] == "Current"}
-        if before in current and before != after and after not in self._deployments.ever_ready:
-            fail("traffic goes to what has answered", f"Service {raw['metadata']['name']} moves from {before} to {after}, which never was ready")
 
     def _not_again(self, raw: Raw, labels: Raw, what: str) -> None:
         step = labels.get(LABEL_STEP)

@@ -7,6 +7,7 @@ from typing import Protocol
 from .api import Api, Key, Raw, deleting, key_of
 from .jobs import has, terminal
 from .nodes import GPU, least, make_node, memory
+from .staying import Stay, stays
 from .world import World
 
 EVICTED = {"type": "DisruptionTarget", "status": "True"}
@@ -18,6 +19,7 @@ class Program(Protocol):
 
     uid: str  # FineTuneJob that it works for
     trains: bool
+    container: str  # the one that runs now
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -28,9 +30,10 @@ class Program(Protocol):
 
 @dataclass(slots=True)
 class Node:
-    """A node with one GPU."""
+    """A node with its GPUs."""
 
     name: str
+    gpus: int
     up: bool = True  # the API server hears of it
     running: bool = True  # its processes run, whether anybody hears of them or not
     removed: bool = False
@@ -52,7 +55,7 @@ class Container:
     node: Node
     program: Program | None = None
     result: tuple[int, str, str] | None = None  # exit code, reason and message that the node could not tell yet
-    told: bool = False
+    stay: Stay | None = None  # of a pod whose containers are started again
 
 
 def config_of(pod: Raw) -> str:
@@ -63,12 +66,13 @@ def config_of(pod: Raw) -> str:
 class Kubelets:
     """All nodes. `launch` starts the program of a pod and returns it."""
 
-    def __init__(self, world: World, api: Api, nodes: int, launch: Callable[[Raw, Container, EXIT], Program]) -> None:
-        self._world, self._api, self._launch = world, api, launch
-        self.nodes = [Node(f"node-{n}") for n in range(1, nodes + 1)]
+    def __init__(self, world: World, api: Api, nodes: int, gpus: int, launch: Callable[[Raw, Container, EXIT], Program]) -> None:
+        """So many nodes with so many GPUs each."""
+        self._world, self._api, self._launch, self._gpus = world, api, launch, gpus
+        self.nodes = [Node(f"node-{n}", gpus) for n in range(1, nodes + 1)]
         self.mebibytes = world.random.choice((0, 0, 0, 81920, 81920, 8192))  # memory of their GPUs, as their labels say
         for node in self.nodes:
-            make_node(api, node.name, self.mebibytes)
+            make_node(api, node.name, gpus, self.mebibytes)
         self.needs = Surroundings()
         self.containers: dict[str, Container] = {}  # by the pod's UID, until the pod is gone
         self._blocked: dict[str, None] = {}  # UIDs of pods that wait for something
@@ -116,7 +120,7 @@ class Kubelets:
                 self._tell(pod, conditions={**waits, "lastTransitionTime": self._world.text()})
                 self._world.hits.add("pod unschedulable")
                 return
-            here = self.containers[uid] = Container(uid, key_of(pod), node)
+            here = self.containers[uid] = Container(uid, key_of(pod), node, stay=Stay() if stays(pod) else None)
             scheduled = {"type": "PodScheduled", "status": "True"}
             updated = self._api.update(pod, spec={"nodeName": node.name}, status={**pod["status"], "conditions": [scheduled]})
             pod = updated or pod
@@ -135,15 +139,19 @@ class Kubelets:
             self._run(pod, here)
 
     def _place(self, pod: Raw) -> Node | None:
-        train = self._wants_gpu(pod)
-        if "claim" in self.needs.missing or (train and "gpu" in self.needs.missing):
+        wants = self._wants_gpu(pod)
+        if "claim" in self.needs.missing or (wants and "gpu" in self.needs.missing):
             return None
         usable = [n for n in self.nodes if n.up and not n.removed]
-        if train:
-            taken = {c.node.name for c in self.containers.values() if (other := self.find(c.uid)) and not terminal(other) and self._wants_gpu(other)}
+        if wants:
             demand = least(pod["spec"])
-            usable = [n for n in usable if n.name not in taken and not 0 < memory(self._api, n.name) < demand]
+            usable = [n for n in usable if self.free(n) and not 0 < memory(self._api, n.name) < demand]
         return self._world.random.choice(usable) if usable else None
+
+    def free(self, node: Node) -> bool:
+        """Whether a node has a GPU that nobody uses."""
+        users = (c for c in self._on(node) if (pod := self.find(c.uid)) and not terminal(pod) and self._wants_gpu(pod))
+        return sum(1 for _ in users) < node.gpus
 
     @staticmethod
     def _wants_gpu(pod: Raw) -> bool:
@@ -156,9 +164,14 @@ class Kubelets:
         self._api.update(pod, status={**pod["status"], "containerStatuses": [waiting]})
 
     def _run(self, pod: Raw, here: Container) -> None:
-        running = {"name": "main", "state": {"running": {"startedAt": self._world.text()}}, "ready": True}
         self._world.note("kubelet", f"pod {pod['metadata']['name']} runs on {here.node.name}")
-        updated = self._api.update(pod, status={**pod["status"], "phase": "Running", "containerStatuses": [running]})
+        if here.stay:
+            here.stay.started(self._world.now, self._world.text())
+            status = here.stay.shown(pod["status"])
+        else:
+            running = {"name": "main", "state": {"running": {"startedAt": self._world.text()}}, "ready": True}
+            status = {**pod["status"], "phase": "Running", "containerStatuses": [running]}
+        updated = self._api.update(pod, status=status)
         here.program = self._launch(updated or pod, here, lambda code, reason, message: self._exit(here, code, reason, message))
 
     def _tell(self, pod: Raw, conditions: Raw) -> None:
@@ -167,12 +180,28 @@ class Kubelets:
 
     def _exit(self, here: Container, code: int, reason: str, message: str) -> None:
         """The main process has ended."""
+        container, pod = "main", self.find(here.uid)
         if here.program:
+            container = here.program.container
             here.program.stop()
         here.program = None
+        if here.stay and pod and not deleting(pod):
+            ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": self._world.text()}
+            pause = here.stay.crashed(self._world.now, ended, container)
+            self._world.note("kubelet", f"{container} of pod {here.key[1]} has ended with {code}, {here.stay.restarts} times by now")
+            self.show(here)
+            if pause is not None:
+                self._world.after(pause, self._start, here.uid)
+            return
         here.result = (code, reason, message)
         if here.node.up:
             self._publish(here)
+
+    def show(self, here: Container) -> None:
+        """Tell how the containers of a pod are that stays, where the node is heard."""
+        pod = self.find(here.uid)
+        if here.stay and here.node.up and pod and not terminal(pod):
+            self._api.update(pod, status=here.stay.shown(pod["status"]))
 
     def _publish(self, here: Container) -> None:
         pod = self.find(here.uid)
@@ -262,7 +291,9 @@ class Kubelets:
     def _taint(self, node: Node) -> None:
         for here in self._on(node) if not node.up else ():
             if pod := self.find(here.uid):
-                self.evict(pod, "DeletionByTaintManager")
+                if here.stay:
+                    self._tell(pod, {"type": "Ready", "status": "False", "reason": "NodeNotReady"})
+                self.evict(self.find(here.uid) or pod, "DeletionByTaintManager")
 
     def _drop(self, node: Node) -> None:
         """The node object is removed: PodGC ends its pods."""
@@ -275,9 +306,9 @@ class Kubelets:
             if pod and not terminal(pod):
                 self._fail(pod, {**EVICTED, "reason": "DeletionByPodGC", "message": "node is gone"})
                 self._api.delete("Pod", here.key, grace=0)
-        fresh = Node(f"node-{len(self.nodes) + 1}")
+        fresh = Node(f"node-{len(self.nodes) + 1}", self._gpus)
         self.nodes.append(fresh)
-        make_node(self._api, fresh.name, self.mebibytes)
+        make_node(self._api, fresh.name, fresh.gpus, self.mebibytes)
         self.wake()
 
     def _recover(self, node: Node) -> None:
@@ -290,8 +321,8 @@ class Kubelets:
             if pod is None:
                 continue
             if here.program and not partition:
-                here.program = None
-                here.result = (137, "ContainerStatusUnknown", "")
+                self._exit(here, 137, "ContainerStatusUnknown", "")
+            self.show(here)
             if here.result:
                 self._publish(here)
             elif deleting(pod):

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator import children, clock, handlers, objects, observe, reconcile
 from finetune_operator.apply import Applier
 from finetune_operator.build import config as build_config
-from finetune_operator.plan import draft, endpoint, hold, job, status, step
+from finetune_operator.plan import draft, hold, job, status, step
 
 from .watches import WATCHED
 
@@ -101,8 +101,8 @@ def _rewrites(right: Any, attempts: Any, record: Any) -> Any:
     return [a.model_copy(update={"exit_code": (a.exit_code or 0) + 1}) if a.ended_at else a for a in right(attempts, record)]
 
 
-def _many(right: Any, draft_: Any, step_: Any, record: Any) -> Any:
-    found = right(draft_, step_, record)
+def _many(right: Any, draft_: Any, step_: Any, record: Any, **seen: Any) -> Any:
+    found = right(draft_, step_, record, **seen)
     draft_.update(interruptions=draft_.status.interruptions + 20)
     return found
 
@@ -157,7 +157,6 @@ def _not_queued(right: Any, raw: Any) -> Any:
 
 _NEVER_LOOKS = _set(children.Children, "look", _from_caches)
 _LATE_PODS = {"lags": dict.fromkeys(WATCHED, 0.1) | {"Pod": 30.0}, "edits": 25, "window": 1500.0}
-_ENDPOINTS = {"second_job": True, "inference": 1.0}
 
 MUTANTS = (
     Mutant("absence is concluded from caches", _NEVER_LOOKS, ("one trainer", "suspended means nothing runs"), _LATE_PODS),
@@ -196,7 +195,6 @@ MUTANTS = (
     Mutant("ended attempts are written anew", _around(job, "remember", _rewrites), ("an ended attempt is history",)),
     Mutant("the configuration changes with the version", _around(build_config, "job_config", _other_content), ("trained work is not repeated",)),
     Mutant("pods work for another job", _around(build_config, "job_config", _for_another), ("a job trains for itself",)),
-    Mutant("traffic moves at once", _set(endpoint, "_is_up", lambda *_: True), ("traffic goes to what has answered",), _ENDPOINTS),
     Mutant("children have no owner", _around(build_config, "metadata", _without_owner), ("no orphans",)),
     Mutant("nobody looks again", _all(_around(reconcile.Reconciler, "reconcile", _once), _NEVER_LOOKS), ("every job ends or says what it waits for",)),
     Mutant("deadlines are not looked at", _set(job, "check_deadline", lambda _: None), ("a deadline ends a job",)),

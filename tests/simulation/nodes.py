@@ -10,11 +10,11 @@ GPU = "nvidia.com/gpu"
 LABEL = memory_label(GPU)
 
 
-def make_node(api: Api, name: str, mebibytes: int) -> None:
-    """A node with one GPU; 0: nothing says how large it is."""
+def make_node(api: Api, name: str, gpus: int, mebibytes: int) -> None:
+    """A node with its GPUs; 0 mebibytes: nothing says how large they are."""
     labels = {LABEL: str(mebibytes)} if mebibytes else {}
     body: dict[str, Any] = {"kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {}}
-    api.create({**body, "status": {"allocatable": {GPU: "1"}}})
+    api.create({**body, "status": {"allocatable": {GPU: str(gpus)}}})
 
 
 def label(api: Api, mebibytes: int) -> None:

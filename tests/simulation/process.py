@@ -6,12 +6,12 @@ the simulation, which goes on with the round later. The queue is the one of fine
 
 from collections.abc import Coroutine
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+from finetune_operator.handlers import Runtime
 from finetune_operator.kube import ApiError
 from finetune_operator.objects import Key
-from finetune_operator.progress import ProgressStore
-from finetune_operator.queue import FIRST_BACKOFF, LAST_BACKOFF
+from finetune_operator.queue import FIRST_BACKOFF, LAST_BACKOFF, WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.result import TrainerStatus
@@ -77,12 +77,12 @@ class Process:
         self.settings = Settings(
             trainer_image=f"trainer:{self.version}", inference_image=f"inference:{self.version}", status_url="https://status.system.svc", allow_cpu=True
         )
-        self.progress = ProgressStore()
-        runtime = SimpleNamespace(queue=self, reconciler=None, progress=self.progress, settings=self.settings, pods=None, ready=True)
+        self.runtime = runtime = Runtime(self.settings)
+        runtime.queue = cast("WorkQueue[Key]", self)
         self.watches = Watches(world, self._api, SimpleNamespace(runtime=runtime), self._lag, 0.5 if self._weather.storm else 0.05)
         self.ca = f"certificate of start {self.starts}"
-        self.reconciler = Reconciler(self.cluster, self.settings, self.watches.caches, self.progress, self.ca, self.now)
-        runtime.reconciler, runtime.pods = self.reconciler, self.watches.caches.pods
+        self.reconciler = Reconciler(self.cluster, self.settings, self.watches.caches, runtime.progress, self.ca, self.now)
+        runtime.reconciler, runtime.caches = self.reconciler, self.watches.caches
         world.note("operator", f"starts (start {self.starts}, version {self.version})")
         self.watches.start()
 
@@ -104,12 +104,11 @@ class Process:
         self.version += 1
         self.crash()
 
-    def report(self, namespace: str, job: str, pod: str, status: TrainerStatus) -> None:
+    def report(self, namespace: str, job: str, pod: str, uid: str, status: TrainerStatus) -> None:
         """A pod's progress report arrives at the status server (StatusServer, Runtime._reported)."""
         key = (namespace, job)
-        known = self.running and any(view.name == pod for view in self.watches.caches.pods.get(key, ()))
-        if known:
-            self.progress.record(key, pod, status, self.now())
+        if self.running and (found := self.runtime.job_of(*key, pod, uid)):
+            self.runtime.progress.record(key, found, uid, status, self.now())
             self.add_after(Key("FineTuneJob", *key), self.settings.progress_seconds)
 
     def add(self, key: Key) -> None:

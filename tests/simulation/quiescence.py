@@ -3,15 +3,28 @@
 from finetune_operator.names import config_map
 
 from .api import Api, Raw, controller_of
-from .deployments import Deployments
 from .jobs import has
 from .kubelet import Kubelets
 from .kueue import Kueue
 
 
-def waits_for(raw: Raw, api: Api, kubelets: Kubelets, kueue: Kueue, deployments: Deployments) -> bool:
+def _deploys(raw: Raw, api: Api) -> bool:
+    """Whether a job that waits for its endpoint waits for one that has its candidate and is held up (see endpoint_rest), or pinned by somebody."""
+    told = raw["status"].get("endpoint") or {}
+    endpoint = api.get("ModelEndpoint", (raw["metadata"]["namespace"], told.get("name", "")))
+    if endpoint is None or (endpoint["spec"].get("candidate") or {}).get("jobUid") != raw["metadata"]["uid"]:
+        return False
+    progress = next((c for c in endpoint["status"].get("conditions") or () if c["type"] == "Progressing"), {"status": "False", "reason": ""})
+    if raw["status"].get("reason") == "Pinned":
+        return "version" in endpoint["spec"]
+    return progress["status"] == "True" or progress["reason"] == "NameConflict"
+
+
+def waits_for(raw: Raw, api: Api, kubelets: Kubelets, kueue: Kueue) -> bool:
     """Whether the reason of a job's status names something that is missing in the model."""
     missing, spec = kubelets.needs.missing, raw["spec"]
+    if raw["status"].get("phase") == "Deploying" and raw["status"].get("reason") != "Suspended":
+        return _deploys(raw, api)
     match raw["status"].get("reason"):
         case "Suspended":
             return bool(spec.get("suspend"))
@@ -20,7 +33,7 @@ def waits_for(raw: Raw, api: Api, kubelets: Kubelets, kueue: Kueue, deployments:
         case "VolumeNotFound":
             return "claim" in missing
         case "Unschedulable":
-            return "gpu" in missing or "claim" in missing or not any(n.up for n in kubelets.nodes)
+            return "gpu" in missing or "claim" in missing or not any(n.up and kubelets.free(n) for n in kubelets.nodes)
         case "ImagePullFailed":
             return "image" in missing
         case "Pending" if raw["status"].get("phase") == "Queued":
@@ -28,8 +41,6 @@ def waits_for(raw: Raw, api: Api, kubelets: Kubelets, kueue: Kueue, deployments:
             return kueue.outsider or any(not (controller_of(load) or {})["name"].startswith(raw["metadata"]["name"]) for load in others)
         case "GPUTooSmall":
             return 0 < kubelets.mebibytes < 10_000
-        case "Starting" | "RollingOut" | "WaitingForEndpoint" if raw["status"].get("phase") == "Deploying":
-            return deployments.broken
         case "NameConflict":
             name, namespace = raw["metadata"]["name"], raw["metadata"]["namespace"]
             children = [

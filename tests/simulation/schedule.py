@@ -4,6 +4,7 @@ import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
+from finetune_operator.apply import TRUST
 from finetune_operator.names import LABEL_JOB
 from finetune_operator.objects import Key as ObjectKey
 from finetune_operator.reconcile import RESYNC
@@ -12,13 +13,17 @@ from finetune_runtime.contract.result import TrainerStatus
 from .api import Api, Raw, deleting
 from .deployments import Deployments
 from .disturbances import disturb
-from .faults import weather
+from .endpoint_rest import EndpointRest
+from .endpoints import EndpointUsers
+from .faults import endpoint_weather, weather
 from .invariants import Invariants, fail, final
 from .jobs import JobController
-from .kubelet import Kubelets, config_of
+from .kubelet import EXIT, Container, Kubelets, Program, config_of
 from .kueue import Kueue
 from .process import Process
 from .quiescence import waits_for
+from .rollouts import Rollouts
+from .serving import Servers
 from .storage import Storage
 from .trainer import Runs
 from .user import NAMESPACE, Users
@@ -27,6 +32,7 @@ from .world import START, ViolationError, World
 
 STORMY = 2400.0  # seconds in which faults happen
 PATIENCE = 650.0  # seconds without any change after which nothing more is expected: longer than any deadline that users give
+ENDPOINT = "e"  # before the seeds of schedules that are about endpoints
 LIMIT = 10_000  # events of a schedule that never comes to rest
 
 
@@ -35,6 +41,7 @@ class Outcome:
     """How a schedule went."""
 
     seed: int
+    endpoints: bool
     trace: list[str] | None  # where it was asked for
     hits: set[str]  # what the schedule came by
     invariant: str = ""
@@ -42,26 +49,36 @@ class Outcome:
     events: int = 0
     rounds: int = 0
 
+    @property
+    def name(self) -> str:
+        """What it is replayed by."""
+        return f"{ENDPOINT if self.endpoints else ''}{self.seed}"
+
 
 class Schedule:
     """All actors of one world."""
 
-    def __init__(self, world: World, **fixed: Any) -> None:
+    def __init__(self, world: World, *, endpoints: bool, **fixed: Any) -> None:
         """`fixed` are fields of the weather that are not left to chance."""
         self.world = world
-        self.weather = conditions = replace(weather(world.random, WATCHED), **fixed)
+        self.weather = conditions = replace((endpoint_weather if endpoints else weather)(world.random, WATCHED), **fixed)
         self.api = api = Api(world)
         self.storage = Storage()
         self.jobs = JobController(world, api, 3.0 if conditions.storm else 0.5)
         self.runs = Runs(world, api, self.storage, conditions, self._report, self._begun)
-        self.kubelets = Kubelets(world, api, 2, self.runs.start)
+        self.kubelets = Kubelets(world, api, *((3, 4) if endpoints else (2, 1)), self._launch)
+        self.servers = Servers(world, api, conditions, self.kubelets.show)
         self.process = Process(world, api, conditions)
         self.kueue = Kueue(world, api, 2.0 if conditions.storm else 0.5)
-        self.deployments = Deployments(world, api)
-        self.invariants = Invariants(world, api, self.storage, self.kubelets, self.process, self.deployments)
-        self.users = Users(world, api, conditions)
-        self.users.invariants = self.invariants
-        self.users.submit("alpha")
+        self.deployments = Deployments(world, api, 3.0 if conditions.storm else 0.5)
+        self.invariants = Invariants(world, api, self.storage, self.kubelets, self.process)
+        self.rollouts = self.servers.listener = Rollouts(world, api, conditions, self.process)
+        self.endpoint_rest = EndpointRest(api, self.kubelets, self.servers, self.process, self.rollouts)
+        self.users = EndpointUsers(world, api, conditions) if endpoints else Users(world, api, conditions)
+        self.users.invariants, self.users.rollouts = self.invariants, self.rollouts
+        self.users.begin()
+        for name in ("alpha", "beta")[: conditions.jobs]:
+            self.users.submit(name)
         if conditions.second_job:
             world.after(world.delay(0, 600), self.users.submit, "beta")
         for _ in range(conditions.edits):
@@ -75,6 +92,7 @@ class Schedule:
         self._calm()
         self._settle()
         self.invariants.at_rest()
+        self.endpoint_rest.at_rest()
         self._quiescent()
 
     def _weather_on(self) -> None:
@@ -107,21 +125,29 @@ class Schedule:
 
     def _quiescent(self) -> None:
         """Planning after applying is empty, and whoever is not final waits for something that is really missing."""
-        before, effects = self.process.cluster.writes, self.api.effects
+        before, since, effects = self.process.cluster.writes, self.world.now, self.api.effects
         jobs = self.api.all("FineTuneJob")
-        for _ in range(2):
+        for time in range(3):
+            if time == 1:  # the first look may put right what nobody has looked at for a while, which is no change
+                before, since = self.process.cluster.writes, self.world.now
             for raw in (*jobs, *self.api.all("ModelEndpoint")):
                 self.process.add(ObjectKey(raw["kind"], NAMESPACE, raw["metadata"]["name"]))
             while self.world.busy:
                 self.world.step(float("inf"))
         # Whoever waits for a name tries to take it, which is a request and no change.
         tries = any(raw["status"].get("reason") == "NameConflict" for raw in jobs)
-        if self.api.effects != effects or (self.process.cluster.writes != before and not tries):
+        wrote = self.process.cluster.writes != before and self.world.now - since < TRUST
+        if self.api.effects != effects or (wrote and not tries):
             fail("planning after applying is empty", f"{self.process.cluster.writes - before} writes while nothing changes")
         for raw in self.api.all("FineTuneJob"):
-            if not final(raw) and not deleting(raw) and not waits_for(raw, self.api, self.kubelets, self.kueue, self.deployments):
+            if not final(raw) and not deleting(raw) and not waits_for(raw, self.api, self.kubelets, self.kueue):
                 status = raw["status"]
                 fail("every job ends or says what it waits for", f"{status.get('phase')} {status.get('reason')}: {status.get('message')}")
+
+    def _launch(self, pod: Raw, here: Container, leave: EXIT) -> Program:
+        """The containers of a pod start: those of a job's step, or those of an endpoint."""
+        steps = LABEL_JOB in (pod["metadata"].get("labels") or {})
+        return self.runs.start(pod, here, leave) if steps else self.servers.start(pod, here, leave)
 
     def _begun(self, pod: Raw, uid: str, start: int) -> None:
         self.invariants.begun(pod, uid, start)
@@ -132,15 +158,15 @@ class Schedule:
         config = self.api.get("ConfigMap", (meta["namespace"], config_of(pod)))
         if config and config["data"].get("status-ca.crt") == self.process.ca:
             self.world.hits.add("progress is reported")
-            self.process.report(meta["namespace"], meta["labels"][LABEL_JOB], meta["name"], status)
+            self.process.report(meta["namespace"], meta["labels"][LABEL_JOB], meta["name"], meta["uid"], status)
 
 
-def run(seed: int, *, traced: bool = False, **fixed: Any) -> Outcome:
-    """Run the schedule of a seed; `fixed` are fields of the weather that are not left to chance."""
+def run(seed: int, *, endpoints: bool = False, traced: bool = False, **fixed: Any) -> Outcome:
+    """Run the schedule of a seed, about jobs or about an endpoint; `fixed` are fields of the weather that are not left to chance."""
     world = World(seed, traced=traced)
-    outcome = Outcome(seed, world.trace, world.hits)
+    outcome = Outcome(seed, endpoints, world.trace, world.hits)
     try:
-        Schedule(world, **fixed).run()
+        Schedule(world, endpoints=endpoints, **fixed).run()
     except ViolationError as error:
         outcome.invariant, outcome.violation = error.invariant, str(error)
     except Exception as error:  # noqa: BLE001  whatever it is, it is a fault, of the operator or of the model

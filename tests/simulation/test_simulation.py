@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from .mutants import MUTANTS, Mutant, applied
-from .schedule import run
+from .rollout_mutants import ROLLOUT_MUTANTS
+from .schedule import ENDPOINT, run
 
 SCHEDULES = 400
+ABOUT_ENDPOINTS = 150
+WRONG = (*MUTANTS, *ROLLOUT_MUTANTS)
 ENOUGH = 3000  # schedules after which a mutant must have been caught; the rarest shows in one of 130
-REPLAYED = (3, 44, 112)
+REPLAYED = ("3", "44", "112", f"{ENDPOINT}6", f"{ENDPOINT}68")
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,8 +29,10 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def test_the_operator_keeps_its_promises_in_the_first_schedules() -> None:
-    broken = [f"seed {seed}: {outcome.violation}" for seed in range(SCHEDULES) if (outcome := run(seed)).violation]
+@pytest.mark.parametrize(("schedules", "endpoints"), [(SCHEDULES, False), (ABOUT_ENDPOINTS, True)], ids=["jobs", "endpoints"])
+def test_the_operator_keeps_its_promises_in_the_first_schedules(schedules: int, endpoints: bool) -> None:
+    outcomes = (run(seed, endpoints=endpoints) for seed in range(schedules))
+    broken = [f"seed {outcome.name}: {outcome.violation}" for outcome in outcomes if outcome.violation]
     assert not broken, "\n".join([*broken, "replay one with: make simulate SEED=..."])
 
 
@@ -42,11 +47,27 @@ def test_the_first_schedules_come_by_what_they_are_there_for() -> None:
     assert wanted <= hits, wanted - hits
 
 
+def test_the_first_schedules_about_endpoints_come_by_what_they_are_there_for() -> None:
+    hits = set().union(*(run(seed, endpoints=True).hits for seed in range(ABOUT_ENDPOINTS)))
+    moves = ("new -> Candidate", "Candidate -> Current", "Candidate -> Rejected", "Candidate -> Retired", "Current -> Previous", "Previous -> Retired")
+    waits = ("Starting", "RollingOut", "Evaluating", "CrashLoop", "Recreating")
+    ends = ("UpToDate", "GateClosed", "EvaluationFailed", "NotReadyInTime", "CrashLoop", "FetchFailed", "VersionNotFound", "NameConflict")
+    natures = ("good", "mute", "crashes", "falters", "crashes later", "unreadable", "slow storage")
+    wanted = {
+        *(f"version {move}" for move in moves), "version Current -> Rejected", "version Previous -> Current",
+        *(f"endpoint Progressing=True {reason}" for reason in waits), *(f"endpoint Progressing=False {reason}" for reason in ends),
+        *(f"serving pod: {nature}" for nature in natures), "evaluation: passed=True", "evaluation: passed=False", "evaluation: EndpointUnavailable",
+        "user sets candidate", "user sets version", "user sets gate", "user redirects Service", "user deletes Deployment", "user deletes ModelEndpoint",
+        "reason GateClosed", "reason Superseded", "reason Pinned", "node death", "fault crash_after",
+    }  # fmt: skip
+    assert wanted <= hits, wanted - hits
+
+
 @pytest.mark.parametrize("seed", REPLAYED)
-def test_a_seed_gives_the_same_trace_in_every_process(seed: int) -> None:
+def test_a_seed_gives_the_same_trace_in_every_process(seed: str) -> None:
     def trace(hash_seed: str) -> str:
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": "operator:images/runtime:."}
-        command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed)]
+        command = [sys.executable, "-m", "tests.simulation", "--seed", seed]
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False).stdout
 
     first = trace("1")
@@ -56,11 +77,12 @@ def test_a_seed_gives_the_same_trace_in_every_process(seed: int) -> None:
 
 def test_a_trace_changes_nothing() -> None:
     for seed in REPLAYED:
-        bare, traced = run(seed), run(seed, traced=True)
+        number, endpoints = int(seed.removeprefix(ENDPOINT)), seed.startswith(ENDPOINT)
+        bare, traced = run(number, endpoints=endpoints), run(number, endpoints=endpoints, traced=True)
         assert (bare.events, bare.rounds, bare.hits, bare.violation) == (traced.events, traced.rounds, traced.hits, traced.violation)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", WRONG, ids=lambda m: m.name)
 def test_a_wrong_operator_is_caught(mutant: Mutant) -> None:
     found: set[str] = set()
     with applied(mutant):
@@ -75,4 +97,4 @@ def test_every_invariant_has_a_wrong_operator_that_it_catches() -> None:
     source = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py") if not file.name.startswith(("test_", "mutants")))
     invariants = set(re.findall(r'(?:fail|ViolationError)\(\s*"([^"]+)"', source)) | {"no exception"}
     assert len(invariants) > 20
-    assert invariants == {name for mutant in MUTANTS for name in mutant.caught_by}
+    assert invariants == {name for mutant in WRONG for name in mutant.caught_by}

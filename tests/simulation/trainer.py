@@ -89,6 +89,7 @@ class Step:
     """One container."""
 
     trains = False
+    container = names.CONTAINER
 
     def __init__(self, runs: Runs, pod: Raw, leave: EXIT, config: str) -> None:
         self.runs, self.pod, self._leave, self.config = runs, pod, leave, config

@@ -13,6 +13,7 @@ from .world import World
 if TYPE_CHECKING:
     from .faults import Weather
     from .invariants import Invariants
+    from .rollouts import Rollouts
 
 NAMESPACE = "team"
 _BASE: Raw = {
@@ -33,6 +34,10 @@ class Users:
     def __init__(self, world: World, api: Api, conditions: "Weather") -> None:
         self._world, self._api, self._weather = world, api, conditions
         self.invariants: Invariants
+        self.rollouts: Rollouts
+
+    def begin(self) -> None:
+        """What is there before anything happens."""
 
     def submit(self, name: str) -> None:
         """Create a job."""
@@ -51,8 +56,13 @@ class Users:
         for share, fields in extra:
             if random.random() < share:
                 spec.update(fields)
+        spec.update(self._more())
         self._world.note("user", f"creates FineTuneJob {name}")
         self._api.create({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+
+    def _more(self) -> Raw:
+        """Further fields of a job's spec."""
+        return {}
 
     def act(self) -> None:
         """Something that a person may do at any time."""
@@ -65,8 +75,8 @@ class Users:
         chosen = self._world.random.choices([w[1] for w in weights], [w[0] for w in weights])[0]
         chosen()
 
-    def _job(self) -> Raw | None:
-        found = [raw for raw in self._api.all("FineTuneJob") if not deleting(raw)]
+    def _job(self, kind: str = "FineTuneJob") -> Raw | None:
+        found = [raw for raw in self._api.all(kind) if not deleting(raw)]
         return self._world.random.choice(found) if found else None
 
     def _edit(self, what: str, raw: Raw, spec: Raw) -> None:

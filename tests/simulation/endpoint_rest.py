@@ -1,0 +1,154 @@
+"""Endpoints at rest: what must be there, what must be gone, and whether what a rollout says it waits for really misses."""
+
+from finetune_operator import clock
+from finetune_operator.api.modelendpoint import ModelEndpointSpec
+from finetune_operator.names import LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_config
+from finetune_operator.plan.versions import version_name
+from finetune_runtime.contract.config import AdapterRef
+
+from .api import Api, Raw, controller_of, deleting, key_of
+from .invariants import conditions, fail
+from .jobs import terminal
+from .kubelet import Kubelets
+from .process import Process
+from .rollouts import Rollouts, gates_of, versions_of
+from .serving import Servers, opens
+
+WITH_PODS = ("Current", "Candidate", "Previous")
+GIVEN_UP = ("CrashLoop", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed")
+SLACK = 60.0  # seconds that a round may come late
+
+
+def _adapter(raw: Raw | None) -> str:
+    return str(((raw or {}).get("adapter") or {}).get("manifestSha256", ""))
+
+
+class EndpointRest:
+    """Judges all endpoints when nothing happens any more."""
+
+    def __init__(self, api: Api, kubelets: Kubelets, servers: Servers, process: Process, rollouts: Rollouts) -> None:
+        self._api, self._kubelets, self._servers, self._process, self._rollouts = api, kubelets, servers, process, rollouts
+
+    def at_rest(self) -> None:
+        """Raises ViolationError."""
+        for raw in self._api.all("ModelEndpoint"):
+            if deleting(raw) or raw["metadata"]["namespace"] in self._api.terminating:
+                continue
+            progress = conditions(raw).get("Progressing", {"status": "", "reason": "", "message": "no condition Progressing"})
+            if wrong := self._wrong(raw, progress):
+                told = f"{progress['status']} {progress['reason']}: {progress['message']}"
+                fail("every rollout ends or says what it waits for", f"{raw['metadata']['name']}: {wrong} (Progressing={told})")
+            if progress["reason"] != "NameConflict":
+                self._gone(raw)
+                self._there(raw)
+
+    # What is there
+
+    def _mine(self, raw: Raw, kind: str) -> list[Raw]:
+        return [c for c in self._api.owned(raw["metadata"]["uid"], kind) if not deleting(c)]
+
+    def _own(self, raw: Raw, adapter: Raw) -> str:
+        """Name of the version that today's spec makes of an adapter."""
+        spec = ModelEndpointSpec.model_validate(raw["spec"])
+        return version_name(raw["metadata"]["name"], spec, AdapterRef.model_validate(adapter), self._process.settings)
+
+    def _lost(self, raw: Raw, record: Raw) -> bool:
+        """Whether somebody has deleted a version by hand that nothing can bring back, as it was made by an older spec."""
+        return record["name"] in self._rollouts.deleted and record["name"] != self._own(raw, record["adapter"])
+
+    def _gone(self, raw: Raw) -> None:
+        """Nothing is left of versions without a role, and of evaluations that are over."""
+        kept = {v for v, record in versions_of(raw).items() if record["role"] in WITH_PODS}
+        ours, asking = {*kept, *map(evaluation_config, kept)}, any(record["role"] == "Candidate" for record in versions_of(raw).values())
+        for kind in ("Deployment", "Service", "ConfigMap", "Job"):
+            for child in self._mine(raw, kind):
+                name, labels = child["metadata"]["name"], child["metadata"]["labels"]
+                left = not asking if kind == "Job" else name not in ours and (LABEL_VERSION in labels or LABEL_STEP in labels)
+                # What is left of a version whose Deployment somebody has deleted before it went is found by nobody.
+                if left and not any(version in name for version in self._rollouts.deleted):
+                    fail("nothing is left of versions that went", f"{kind} {name} is still there")
+
+    def _there(self, raw: Raw) -> None:
+        """The version with the traffic has all its pods, previous ones have one as long as they are kept."""
+        spec, records = raw["spec"], versions_of(raw)
+        previous = [v for v, record in records.items() if record["role"] == "Previous"]
+        if len(previous) > spec.get("keepPrevious", 0):
+            fail("nothing is left of versions that went", f"{len(previous)} previous versions, and keepPrevious is {spec.get('keepPrevious', 0)}")
+        recreate = spec["strategy"]["type"] == "Recreate"
+        for version, record in records.items():
+            waits = recreate and (record["role"] == "Previous" or "Candidate" in {r["role"] for r in records.values()})
+            if waits or self._lost(raw, record):
+                continue
+            found = self._api.get("Deployment", (raw["metadata"]["namespace"], version))
+            replicas = found["spec"]["replicas"] if found else 0
+            if record["role"] == "Previous" and replicas < min(1, spec["replicas"]):
+                fail("rollback stays possible", f"previous version {version} has {replicas} pods")
+            if record["role"] == "Current" and replicas != spec["replicas"]:
+                fail("an endpoint keeps answering", f"version {version} has the traffic and {replicas} pods, spec.replicas is {spec['replicas']}")
+        current = next((v for v, record in records.items() if record["role"] == "Current"), "")
+        service = self._api.get("Service", key_of(raw))
+        selected = str(service["spec"]["selector"].get(LABEL_VERSION, "")) if service else ""
+        if current and selected != current:
+            fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
+
+    # What is waited for
+
+    def _wrong(self, raw: Raw, progress: Raw) -> str:
+        spec, records = raw["spec"], versions_of(raw)
+        pin, candidate = spec.get("version"), spec.get("candidate")
+        # A version that is named and has no pods is made anew by today's spec, under another name.
+        named = {_adapter(v) for v in records.values() if pin in (v["name"], v.get("job"))} if pin else {_adapter(candidate)}
+        mine = [v for v in records.values() if _adapter(v) in named]
+        if progress["status"] == "True":
+            return self._stuck(raw, progress["reason"], next((v for v in records.values() if v["role"] == "Candidate"), None))
+        match progress["reason"]:
+            case "UpToDate":
+                return "" if any(v["role"] == "Current" for v in mine) else "another version is wanted than the one with the traffic"
+            case "NoVersion":
+                return "" if not (pin or candidate) else "there is a version to roll out"
+            case "VersionNotFound":
+                own = self._own(raw, candidate["adapter"]) if candidate else ""
+                named_so = [v for v in mine if pin in (v["name"], v.get("job"))]
+                servable = [v["name"] for v in named_so if v.get("served") or v["role"] in ("Current", "Previous") or v["name"] == own]
+                return f"{pin} is known" if servable else ""
+            case "NameConflict":
+                foreign = (c for kind in ("Service", "ConfigMap", "Deployment") if (c := self._api.get(kind, key_of(raw))))
+                return "" if any(controller_of(c) is None for c in foreign) else "no name is taken"
+            case "GateClosed" if candidate and self._opens(spec, candidate):
+                return "all its gates are open"
+            case reason if reason in GIVEN_UP:
+                return "" if any(v["role"] == "Rejected" and v.get("reason") == reason for v in mine) else "no version is given up for that"
+            case _:
+                return "this is no reason to stand still"
+
+    def _opens(self, spec: Raw, candidate: Raw) -> bool:
+        """Whether the candidate passes, as the questions turn out."""
+        quality, loss = self._servers.adapters.of(_adapter(candidate)).quality, candidate.get("evalLoss")
+        return all(opens(gate, loss, quality) for gate in gates_of(spec, _adapter(candidate)))
+
+    def _stuck(self, raw: Raw, reason: str, candidate: Raw | None) -> str:
+        """Why a candidate should not have to wait; empty when it has to."""
+        spec, missing = raw["spec"], self._kubelets.needs.missing
+        if candidate is None:
+            return "no version is on its way"
+        nature, gives_up = self._servers.adapters.of(_adapter(candidate)), spec.get("autoRollback", True)
+        overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
+        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating"):
+            return f"{candidate['name']} is {overdue:.0f} s over its time"
+        full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
+        waits = {
+            "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute",
+            "CrashLoop": nature.kind != "good" and not gives_up, "FetchFailed": nature.kind == "unreadable" and not gives_up,
+            "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
+            "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw),
+        }  # fmt: skip
+        return "" if waits.get(reason) else f"nothing holds {candidate['name']} up"
+
+    def _held(self, raw: Raw) -> bool:
+        """Whether somebody has suspended the evaluation."""
+        return any(j["spec"].get("suspend") for j in self._mine(raw, "Job"))
+
+    def _ending(self, raw: Raw) -> bool:
+        """Whether pods of the version with the traffic are on a node that nobody hears."""
+        pods = self._api.select("Pod", raw["metadata"]["namespace"], f"{LABEL_ENDPOINT}={raw['metadata']['name']},{LABEL_VERSION}")
+        return any(not terminal(p) and deleting(p) for p in pods)

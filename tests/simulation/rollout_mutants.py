@@ -1,0 +1,74 @@
+"""Operators that are wrong on purpose about endpoints."""
+
+from dataclasses import replace
+from typing import Any
+
+from finetune_operator.plan import endpoint, rollout, versions
+from finetune_operator.plan.gate import Gate, Verdict
+
+from .mutants import Mutant, _around, _set
+from .watches import WATCHED
+
+
+def _whatever_gate(right: Any, target: Any, record: Any) -> Any:
+    return right(target, record.model_copy(update={"gate": target.gate}))
+
+
+def _never_recorded(right: Any, target: Any, record: Any) -> Any:
+    return None if target.asks else right(target, record)
+
+
+def _makes_room(right: Any, looked: Any, version: Any, *args: Any) -> Any:
+    return 0 if version.role == "Current" and looked.versions.having("Candidate") else right(looked, version, *args)
+
+
+def _keeps_none(right: Any, looked: Any) -> None:
+    right(replace(looked, seen=replace(looked.seen, spec=looked.seen.spec.model_copy(update={"keep_previous": 0}))))
+
+
+def _side_by_side(right: Any, looked: Any, *args: Any) -> Any:
+    over = tuple(j for j in looked.seen.jobs if j.complete or j.failed)
+    return right(replace(looked, seen=replace(looked.seen, jobs=over)), *args)
+
+
+def _keeps_all(right: Any, *args: Any) -> Any:
+    return replace(right(*args), delete=())
+
+
+def _without_service(right: Any, looked: Any, *args: Any) -> Any:
+    plan, name = right(looked, *args), looked.seen.owner.name
+    return replace(plan, apply=tuple(b for b in plan.apply if (b["kind"], b["metadata"]["name"]) != ("Service", name)))
+
+
+def _patient(right: Any, looked: Any, candidate: Any, target: Any) -> None:
+    right(replace(looked, seen=replace(looked.seen, spec=looked.seen.spec.model_copy(update={"auto_rollback": False}))), candidate, target)
+    looked.wait(rollout.why(looked, candidate.name))
+
+
+def _skips(right: Any, self: Any, version: Any, role: str, *args: Any, **fields: Any) -> Any:
+    return right(self, version, "Retired" if role == "Previous" else role, *args, **fields)
+
+
+# Only people and bad versions: then it is known how soon an operator reacts.
+_FINE = dict.fromkeys(("storm", "crash", "error", "stall", "lost_watch", "skew", "latency"), 0.0)
+_BUSY = {"endpoints": True, "edits": 20, "window": 1500.0}
+_GATED = {**_BUSY, **_FINE, "edits": 24, "window": 2300.0, "gates": 0.9, "bad_versions": 0.0, "pod_failure": 0.0, "jobs": 0}
+_ROLLING = {**_BUSY, "gates": 0.0, "bad_versions": 0.0}
+_CRASHING = {**_BUSY, **_FINE, "lags": dict.fromkeys(WATCHED, 0.1), "gates": 0.0, "bad_versions": 0.5, "jobs": 0, "disturbances": 0}
+
+_YESTERDAY = ("traffic goes to what has passed the gate", "every rollout ends or says what it waits for")
+
+ROLLOUT_MUTANTS = (
+    Mutant("traffic moves at once", _set(rollout, "_is_up", lambda *_: True), ("traffic goes to what has answered",), _ROLLING),
+    Mutant("every gate is open", _set(rollout, "recorded", lambda *_: Verdict(Gate.OPEN)), ("traffic goes to what has passed the gate",), _GATED),
+    Mutant("the gate of yesterday counts", _around(rollout, "recorded", _whatever_gate), _YESTERDAY, _GATED),
+    Mutant("the old version makes room first", _around(endpoint, "_replicas", _makes_room), ("an endpoint keeps answering",), _ROLLING),
+    Mutant("previous versions go at once", _around(endpoint, "retire", _keeps_none), ("rollback stays possible",), _ROLLING),
+    Mutant("two gates ask at a time", _around(endpoint, "_evaluation", _side_by_side), ("one evaluation at a time",), _GATED),
+    Mutant("what has passed is asked again", _around(rollout, "recorded", _never_recorded), ("a passed evaluation counts",), _GATED),
+    Mutant("what is given up keeps its pods", _around(endpoint, "_plan", _keeps_all), ("nothing is left of versions that went",), _ROLLING),
+    Mutant("nothing is ever given up", _around(rollout, "_starting", _patient), ("every rollout ends or says what it waits for",), {**_BUSY, "bad_versions": 0.6}),
+    Mutant("a version is forgotten when the next one comes", _around(versions.Versions, "move", _skips), ("roles change along their ways",), _ROLLING),
+    Mutant("nobody watches", _set(endpoint, "watch", lambda *_: None), ("a crash soon after the switch gives the traffic back",), _CRASHING),
+    Mutant("the record is ahead of the traffic", _around(endpoint, "_plan", _without_service), ("the record is true",), _ROLLING),
+)  # fmt: skip

@@ -1,0 +1,315 @@
+"""What must hold of endpoints at every moment: which version gets the traffic, which pods stay, and how the record of versions changes.
+
+An operator acts on what it saw a moment ago. What it may not do is therefore judged by all specs that there were in that moment.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from finetune_operator import clock
+from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_job
+from finetune_runtime.contract.config import EvaluateConfig
+from finetune_runtime.contract.evaluation import Evaluation
+
+from .api import Api, Raw, controller_of, deleting, key_of
+from .invariants import fail
+from .jobs import finished
+from .kubelet import config_of
+from .process import Process
+from .serving import adapter_of, asked_of, opens
+from .staying import answers
+from .world import World
+
+if TYPE_CHECKING:
+    from .faults import Weather
+
+# From one look to the next. A version comes back by being a candidate again, also when that takes no time.
+ROLES: dict[str, tuple[str, ...]] = {
+    "": ("Candidate", "Current", "Rejected"),
+    "Candidate": ("Current", "Rejected", "Retired", "Previous"),
+    "Current": ("Previous", "Rejected"),
+    "Previous": ("Candidate", "Current", "Rejected", "Retired"),
+    "Rejected": ("Candidate", "Current", ""),
+    "Retired": ("Candidate", "Current", "Rejected", ""),
+}
+HEALED = 700.0  # seconds after which what somebody edited by hand has been put right, or is looked at again
+QUICKLY = 60.0  # seconds in which an operator that nothing holds up has reacted
+
+
+def canonical(gates: Iterable[Evaluation]) -> tuple[str, ...]:
+    """Gates in a form that can be compared."""
+    return tuple(gate.model_dump_json() for gate in gates)
+
+
+def gates_of(spec: Raw, adapter: str) -> list[Evaluation]:
+    """What a version of this adapter has to pass: the endpoint's gate, and that of the candidate if it is one."""
+    candidate = spec.get("candidate") or {}
+    own = candidate.get("evaluation") if (candidate.get("adapter") or {}).get("manifestSha256") == adapter else None
+    return [Evaluation.model_validate(gate) for gate in (spec.get("gate"), own) if gate]
+
+
+def versions_of(raw: Raw) -> dict[str, Raw]:
+    """The record of versions by name."""
+    return {v["name"]: v for v in raw["status"].get("versions") or ()}
+
+
+@dataclass(slots=True)
+class History:
+    """What is remembered of one ModelEndpoint."""
+
+    specs: list[tuple[float, Raw]] = field(default_factory=list)  # with the time from which they held
+    served: set[str] = field(default_factory=set)  # versions that have had the traffic
+    adapters: set[str] = field(default_factory=set)  # and their adapters
+    passed: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # version and gates
+
+
+@dataclass(slots=True)
+class Fitness:
+    """What the pods of one version have done."""
+
+    answering: set[str] = field(default_factory=set)  # UIDs
+    most: int = 0  # that ever answered at once
+    last: float = float("-inf")  # when one last answered, if none does now
+    crashed: bool = False
+
+
+class Rollouts:
+    """Watches endpoints and their versions."""
+
+    def __init__(self, world: World, api: Api, conditions: "Weather", process: Process) -> None:
+        self._world, self._api, self._weather, self._process = world, api, conditions, process
+        self._history: dict[str, History] = {}
+        self._fitness: dict[str, Fitness] = {}
+        self._interviews: dict[str, tuple[str, str]] = {}  # pods that ask, by UID: their name, and UID of their endpoint
+        self.meddled = float("-inf")  # when somebody last changed a child by hand
+        self.deleted: set[str] = set()  # Deployments of versions and Jobs of evaluations that somebody has deleted
+        api.listen("ModelEndpoint", self._on_endpoint)
+        api.listen("Service", self._on_service)
+        api.listen("Deployment", self._on_deployment)
+        api.listen("Pod", self._on_pod)
+        api.listen("Job", self._on_job)
+
+    # What the operator may have seen
+
+    def _moment(self) -> float:
+        """Seconds that may lie between the operator's look at the cluster and what it does: it asks some twenty times."""
+        return 5.0 + 40.0 * self._weather.latency
+
+    def _specs(self, raw: Raw, moment: float) -> list[Raw]:
+        """Specs that an endpoint has had within the last moment."""
+        specs = self._history[raw["metadata"]["uid"]].specs
+        begun = max((i for i, (since, _) in enumerate(specs) if since <= self._world.now - moment), default=0)
+        return [spec for _, spec in specs[begun:]]
+
+    def _of(self, version: str) -> Fitness:
+        return self._fitness.setdefault(version, Fitness())
+
+    def _left_alone(self) -> bool:
+        return self._world.now > self.meddled + HEALED
+
+    # The record
+
+    def _on_endpoint(self, change: str, raw: Raw, old: Raw | None) -> None:
+        if change == "DELETED":
+            for version in [v for v in self._fitness if v.startswith(f"{raw['metadata']['name']}-")]:
+                del self._fitness[version]
+            return
+        history = self._history.setdefault(raw["metadata"]["uid"], History())
+        if old is None or raw["spec"] is not old["spec"]:
+            history.specs.append((self._world.now, raw["spec"]))
+        if old is not None and raw["status"] is not old["status"]:
+            self._record(raw, old, history)
+
+    def _record(self, raw: Raw, old: Raw, history: History) -> None:
+        before, after = versions_of(old), versions_of(raw)
+        name, self_ = raw["metadata"]["name"], self._world
+        for condition in raw["status"].get("conditions") or ():
+            self_.hits.add(f"endpoint {condition['type']}={condition['status']} {condition['reason']}")
+        if self_.trace is not None:
+            shown = " ".join(f"{v['name'][-8:]}={v['role']}" for v in after.values())
+            progress: Raw = next((c for c in raw["status"].get("conditions") or () if c["type"] == "Progressing"), {})
+            self_.note("status", f"{name} {raw['status'].get('reason')}: {shown}; {progress.get('reason')} {progress.get('message', '')[:90]}")
+        for role in ("Current", "Candidate"):
+            if len(found := [v for v in after.values() if v["role"] == role]) > 1:
+                fail("roles change along their ways", f"{len(found)} versions of {name} are {role}")
+        for version in {**before, **after}:
+            was, now = (versions.get(version, {}).get("role", "") for versions in (before, after))
+            if was != now:
+                self_.hits.add(f"version {was or 'new'} -> {now or 'forgotten'}")
+                written_off = (was, now) == ("Current", "Retired") and version in self.deleted
+                if now not in ROLES[was] and not written_off:
+                    fail("roles change along their ways", f"{version} of {name}: {was or 'new'} -> {now or 'forgotten'}")
+                if (was, now) == ("Previous", "Retired") and version not in self.deleted and raw["metadata"]["namespace"] not in self._api.terminating:
+                    self._let_go(raw, version, after)
+        self._true(raw, after, before, history)
+
+    def _let_go(self, raw: Raw, version: str, after: dict[str, Raw]) -> None:
+        """A version that had the traffic loses its pods."""
+        kept = sum(v["role"] == "Previous" for v in after.values())
+        wanted = min(spec.get("keepPrevious", 0) for spec in self._specs(raw, self._seen()))
+        if kept < wanted:
+            fail("rollback stays possible", f"{version} is retired, {kept} previous versions are left, and keepPrevious is {wanted}")
+
+    def _seen(self) -> float:
+        """Seconds by which the operator's newest view of a spec may be old."""
+        return self._moment() + 300.0 * bool(self._weather.storm)
+
+    def _true(self, raw: Raw, after: dict[str, Raw], before: dict[str, Raw], history: History) -> None:
+        """The record says Current of the version that the Service selects."""
+        current = next((v for v, r in after.items() if r["role"] == "Current"), "")
+        was = next((v for v, r in before.items() if r["role"] == "Current"), "")
+        selected = self._selected(raw)
+        if current and current not in (was, selected) and self._left_alone():
+            fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
+        if current:
+            history.served.add(current)
+            history.adapters.add(after[current]["adapter"]["manifestSha256"])
+
+    # Traffic
+
+    def _on_service(self, change: str, raw: Raw, old: Raw | None) -> None:
+        if change == "DELETED" or not self._process.cluster.acting or LABEL_VERSION in (raw["metadata"].get("labels") or {}):
+            return
+        endpoint = self._api.get("ModelEndpoint", key_of(raw))
+        to, before = (str(r["spec"]["selector"].get(LABEL_VERSION, "")) if r else "" for r in (raw, old))
+        if endpoint is None or to == before or (controller_of(raw) or {"uid": ""})["uid"] != endpoint["metadata"]["uid"]:
+            return
+        current = [v for v, record in versions_of(endpoint).items() if record["role"] == "Current"]
+        if [to] != current:  # or it is only put where it belongs
+            self._has_answered(endpoint, to)
+            self._has_passed(endpoint, to, before)
+        if self._left_alone() and self._promised(endpoint) and self._of(before).answering and self._silent(to):
+            fail("an endpoint keeps answering", f"traffic moves from {before}, which answers, to {to}, of which no pod does")
+
+    def _promised(self, endpoint: Raw) -> bool:
+        """Whether somebody is to answer all the time."""
+        return all(spec.get("replicas", 1) and spec["strategy"]["type"] != "Recreate" for spec in self._specs(endpoint, self._seen()))
+
+    def _silent(self, version: str) -> bool:
+        """Whether no pod of a version has answered for longer than the operator may not know of."""
+        found = self._of(version)
+        return not found.answering and found.last < self._world.now - self._moment()
+
+    def _has_answered(self, endpoint: Raw, version: str) -> None:
+        specs, found = self._specs(endpoint, self._seen()), self._of(version)
+        trusted = version in self._history[endpoint["metadata"]["uid"]].served
+        wanted = min(spec.get("replicas", 1) for spec in specs)
+        if found.most < (min(1, wanted) if trusted else wanted):
+            fail("traffic goes to what has answered", f"{version} gets the traffic; of {wanted} pods that are to answer at most {found.most} ever did")
+
+    def _has_passed(self, endpoint: Raw, version: str, before: str) -> None:
+        """Some spec of the last moment lets the version through."""
+        made = self._api.get("ConfigMap", (endpoint["metadata"]["namespace"], version))
+        adapter = adapter_of(made["data"]["config.json"]) if made and "config.json" in made["data"] else ""
+        record = versions_of(endpoint).get(version, {})
+        back = record.get("role") == "Previous" and self._of(before).crashed
+        if back or not adapter or any(self._lets(endpoint, spec, version, adapter) for spec in self._specs(endpoint, self._seen())):
+            return
+        fail("traffic goes to what has passed the gate", f"{version} gets the traffic without having passed the gate")
+
+    def _lets(self, endpoint: Raw, spec: Raw, version: str, adapter: str) -> bool:
+        history, pin = self._history[endpoint["metadata"]["uid"]], spec.get("version")
+        named = {v["adapter"]["manifestSha256"] for v in endpoint["status"].get("versions") or () if pin in (v["name"], v.get("job"))}
+        if pin and adapter in named & history.adapters:
+            return True  # also where it is made anew, by today's spec
+        found, candidate = gates_of(spec, adapter), spec.get("candidate") or {}
+        if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), candidate.get("evalLoss"), 0) for gate in found):
+            return False
+        return not any(gate.asks for gate in found) or (version, canonical(found)) in history.passed
+
+    # Pods
+
+    def _on_pod(self, change: str, pod: Raw, _: Raw | None) -> None:
+        uid, version = pod["metadata"]["uid"], (pod["metadata"].get("labels") or {}).get(LABEL_VERSION)
+        if version is None:
+            if change == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
+                self._interviews.pop(uid, None)
+            return
+        found = self._of(version)
+        if change != "DELETED" and answers(pod):
+            found.answering.add(uid)
+            found.most = max(found.most, len(found.answering))
+        elif uid in found.answering:
+            found.answering.discard(uid)
+            if not found.answering:
+                found.last = self._world.now
+        states = (*(pod["status"].get("containerStatuses") or ()), *(pod["status"].get("initContainerStatuses") or ()))
+        found.crashed = found.crashed or any((s.get("lastState") or {}).get("terminated") for s in states)
+        if change != "DELETED" and any((s["state"].get("waiting") or {}).get("reason") == "CrashLoopBackOff" for s in states):
+            self._loops(pod, version)
+
+    def _loops(self, pod: Raw, version: str) -> None:
+        """A version that has just got the traffic crashes: see in a while whether it still has it."""
+        endpoint = self._api.get("ModelEndpoint", (pod["metadata"]["namespace"], pod["metadata"]["labels"][LABEL_ENDPOINT]))
+        if endpoint and not deleting(endpoint) and not deleting(pod) and self._could_go_back(endpoint, version):
+            self._world.timer(QUICKLY, self._went_back, endpoint, version, self._process.starts)
+
+    def _could_go_back(self, endpoint: Raw, version: str) -> bool:
+        record, specs = versions_of(endpoint), self._specs(endpoint, QUICKLY)
+        had = self._world.now - clock.seconds(record[version]["since"]) if record.get(version, {}).get("role") == "Current" else float("inf")
+        watched = all(had < spec["strategy"]["watchSeconds"] and spec.get("autoRollback", True) for spec in specs)
+        newest = max((v for v in record.values() if v["role"] == "Previous"), key=lambda v: (v["since"], v["name"]), default=None)
+        weather = self._weather
+        calm = not (weather.error or weather.crash or weather.stall or weather.skew or weather.lost_watch or weather.latency)
+        prompt = calm and self._process.running and max(weather.lags.values()) <= 1 and self._world.now > self.meddled + QUICKLY
+        possible = newest and self._of(newest["name"]).answering and self._promised(endpoint) and self._selected(endpoint) == version
+        return bool(watched and prompt and possible)
+
+    def _selected(self, endpoint: Raw) -> str:
+        """The version that the endpoint's own Service selects."""
+        service = self._api.get("Service", key_of(endpoint))
+        return str(service["spec"]["selector"].get(LABEL_VERSION, "")) if service and controller_of(service) else ""
+
+    def _went_back(self, endpoint: Raw, version: str, start: int) -> None:
+        found = self._api.get("ModelEndpoint", key_of(endpoint))
+        same = found and found["metadata"]["uid"] == endpoint["metadata"]["uid"] and self._process.starts == start
+        if found and same and self._could_go_back(found, version):
+            fail("a crash soon after the switch gives the traffic back", f"{version} crashed {QUICKLY:.0f} s ago and still has the traffic")
+
+    def _on_deployment(self, change: str, raw: Raw, old: Raw | None) -> None:
+        version = (raw["metadata"].get("labels") or {}).get(LABEL_VERSION)
+        if not self._process.cluster.acting or old is None or version is None or not self._left_alone():
+            return
+        endpoint = self._api.get("ModelEndpoint", (raw["metadata"]["namespace"], raw["metadata"]["labels"][LABEL_ENDPOINT]))
+        if endpoint is None or self._selected(endpoint) != version or not self._promised(endpoint):
+            return
+        if version not in self._history[endpoint["metadata"]["uid"]].served:
+            return  # a crash came between the traffic and the record of it: nothing else has had it yet, or the next look moves it back
+        left = 0 if change == "DELETED" or deleting(raw) else raw["spec"]["replicas"]
+        wanted = min(spec.get("replicas", 1) for spec in self._specs(endpoint, self._seen()))
+        if left < old["spec"]["replicas"] and left < wanted:
+            fail("an endpoint keeps answering", f"the operator leaves {left} pods of {version}, which has the traffic, and spec.replicas is {wanted}")
+
+    # Evaluations
+
+    def _on_job(self, change: str, job: Raw, _: Raw | None) -> None:
+        labels = job["metadata"].get("labels") or {}
+        if change != "ADDED" or labels.get(LABEL_STEP) != EVALUATE:
+            return
+        endpoint = self._api.get("ModelEndpoint", (job["metadata"]["namespace"], labels[LABEL_ENDPOINT]))
+        config = self._api.get("ConfigMap", (job["metadata"]["namespace"], config_of(job["spec"]["template"])))
+        if endpoint is None or config is None:
+            return
+        others = [j for j in self._api.owned(endpoint["metadata"]["uid"], "Job") if j is not job and not finished(j) and not deleting(j)]
+        if others:
+            fail("one evaluation at a time", f"Job {job['metadata']['name']} is created beside {others[0]['metadata']['name']}")
+        asked = asked_of(config["data"]["config.json"])
+        record = versions_of(endpoint).get(asked.version, {})
+        told = record.get("evaluation") or {}
+        if told.get("passed") and evaluation_job(endpoint["metadata"]["name"], asked.version, record.get("gate", "")) == job["metadata"]["name"]:
+            fail("a passed evaluation counts", f"Job {job['metadata']['name']} asks {asked.version} again")
+
+    def asks(self, pod: Raw, config: EvaluateConfig) -> None:
+        """An evaluation begins."""
+        for name, endpoint in self._interviews.values():
+            other = self._api.get("Pod", (pod["metadata"]["namespace"], name))
+            job = controller_of(other) if other else None
+            if endpoint == config.endpoint.uid and other and job and job["uid"] in self._api.uids and not deleting(other):
+                fail("one evaluation at a time", f"pods {pod['metadata']['name']} and {name} both ask")
+        self._interviews[pod["metadata"]["uid"]] = (pod["metadata"]["name"], config.endpoint.uid)
+
+    def asked(self, config: EvaluateConfig, *, passed: bool) -> None:
+        """An evaluation has come to a result."""
+        if passed:
+            self._history[config.endpoint.uid].passed.add((config.version, canonical(config.gates)))
