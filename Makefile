@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e e2e-kueue
+.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e e2e-kueue test-rollout
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -52,6 +52,9 @@ e2e: venv ## The whole system on the development cluster
 e2e-kueue: venv ## The same with the real Kueue: quota, preemption, suspension
 	@hack/stack.sh
 	@.venv/bin/pytest tests/e2e/test_kueue.py
+test-rollout: venv ## An endpoint rolls forward and back under traffic on the development cluster: no request fails; REPLICAS=
+	@hack/stack.sh
+	@.venv/bin/pytest -q -s tests/rollout --replicas $(or $(REPLICAS),2)
 
 ##@ Development cluster
 .PHONY: cluster-up cluster-down cluster-status kubeconfig stack demo-down

@@ -1,4 +1,4 @@
-"""What the end-to-end tests need of the cluster: kubectl, S3 and waiting with a reason."""
+"""What the end-to-end tests need of the cluster: kubectl, S3, services, its node, and waiting with a reason."""
 
 import json
 import os
@@ -72,3 +72,23 @@ def ensure_bucket(name: str) -> None:
     client = s3()
     if name not in {b["Name"] for b in client.list_buckets()["Buckets"]}:
         client.create_bucket(Bucket=name)
+
+
+def content(uri: str) -> bytes:
+    """An object by its s3:// URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bytes(s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+def forward(namespace: str, service: str, port: int) -> str:
+    """Base URL of a service on this machine. Each connection begins anew inside the cluster's network, so kube-proxy picks its pod."""
+    subprocess.run([str(DEVCLUSTER / "forward"), str(port), f"{namespace}/{service}:80"], check=True, capture_output=True)
+    return f"http://127.0.0.1:{port}"
+
+
+def kill(namespace: str, pod: str) -> bool:
+    """SIGKILL for a pod's engine and all that it started, given on the node, as a kernel out of memory does it. False: it does not run just now."""
+    statuses: list[dict[str, Any]] = get("pod", pod, namespace).get("status", {}).get("containerStatuses", [])
+    running = [status["containerID"].removeprefix("containerd://") for status in statuses if "running" in status["state"]]
+    script = 'source "$0/lib.sh"; ctr tasks kill --signal SIGKILL "$1"'
+    return any(not subprocess.run(["bash", "-c", script, str(DEVCLUSTER), name], check=False, capture_output=True).returncode for name in running)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +54,31 @@ def put_rows(file: Path, rows: list[dict[str, Any]] | str) -> str:
     return f"s3://datasets/e2e/{file.name}"
 
 
-@pytest.fixture
-def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace with the restricted pod standard and the S3 Secret; what it held is printed when the test fails."""
+@contextmanager
+def held_namespace(session: pytest.Session) -> Iterator[str]:
+    """A namespace with the restricted pod standard and the S3 Secret; what it held is printed when a test failed meanwhile."""
     name = f"e2e-{uuid.uuid4().hex[:6]}"
     apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}},
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": name}, "stringData": CREDENTIALS},
     )
-    failed = request.session.testsfailed
+    failed = session.testsfailed
     yield name
-    if request.session.testsfailed != failed:
-        print(kubectl("-n", name, "get", "finetunejobs,modelendpoints,jobs,pods", "-o", "wide", check=False))
+    if session.testsfailed != failed:
+        print(kubectl("-n", name, "get", "finetunejobs,modelendpoints,jobs,deployments,services,pods", "-o", "wide", check=False))
         print(kubectl("-n", name, "describe", "finetunejobs,modelendpoints", check=False))
         for pod in items("pods", name):
             print(kubectl("-n", name, "logs", pod["metadata"]["name"], "--all-containers", "--tail", "60", check=False))
         print(kubectl("-n", "finetune-system", "logs", "deployment/finetune-operator", "--tail", "80", check=False))
     kubectl("-n", name, "delete", "finetunejobs,modelendpoints", "--all", "--wait=false")
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of a test's own."""
+    with held_namespace(request.session) as name:
+        yield name
 
 
 def job_spec(model: str, dataset: str, /, **changes: Any) -> dict[str, Any]:

@@ -2,23 +2,16 @@
 
 import hashlib
 import json
-import subprocess
 import urllib.request
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from .cluster import DEVCLUSTER, get, items, keys, kubectl, s3, wait
+from .cluster import content, forward, get, items, keys, kubectl, wait
 from .conftest import Jobs
 
 PORT = 18111
-
-
-def forward(namespace: str, name: str) -> str:
-    subprocess.run([str(DEVCLUSTER / "forward"), "--stop", str(PORT)], check=False, capture_output=True)
-    subprocess.run([str(DEVCLUSTER / "forward"), str(PORT), f"{namespace}/{name}:80"], check=True, capture_output=True)
-    return f"http://127.0.0.1:{PORT}/v1"
 
 
 def answer(url: str, model: str) -> str:
@@ -28,8 +21,7 @@ def answer(url: str, model: str) -> str:
 
 
 def manifest(uri: str) -> tuple[dict[str, Any], str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    data = s3().get_object(Bucket=bucket, Key=f"{key}/manifest.json")["Body"].read()
+    data = content(f"{uri}/manifest.json")
     return json.loads(data), hashlib.sha256(data).hexdigest()
 
 
@@ -52,7 +44,7 @@ def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs,
     kept = {k.split("/checkpoints/")[1].split("/")[0] for k in keys("finetune", f"{jobs.prefix()}/checkpoints/")}
     assert kept == {"checkpoint-20", "checkpoint-24"}
 
-    url = forward(jobs.namespace, "job")
+    url = forward(jobs.namespace, "job", PORT) + "/v1"
     tuned = answer(url, "rooms")
     assert tuned
     assert not tuned.startswith("<think>")

@@ -36,7 +36,7 @@ def test_a_namespace_that_is_deleted_takes_its_jobs_with_it_and_the_operator_has
             namespace.run(name_of(namespace.pod("Train", job=name)))
     begin = len(operator.log())
     cluster("delete", "namespace", names[0], "--wait=false")
-    wait("the namespace is gone", lambda: not cluster("get", "namespace", names[0], "--ignore-not-found") or dies.reap(), 60)
+    wait("the namespace is gone", lambda: not cluster("get", "namespace", names[0], "--ignore-not-found") or dies.reap(), 180)
     time.sleep(5)
     complaints = [line for line in operator.log()[begin:].splitlines() if WARNING.search(line)]
     print("\n".join(complaints))

@@ -49,7 +49,7 @@ def test_clinic_becomes_a_committed_dataset(data: Path, store: Store, job_config
     manifest = artefacts.load(store, f"{config.prefix}/dataset")
     assert manifest
     assert (manifest.kind, manifest.config_hash, manifest.dataset_sha256) == (Kind.DATASET, config.config_hash(), summary.sha256)
-    assert [file.path for file in manifest.files] == ["chat_template.jinja", "report.json", "train.jsonl", "val.jsonl"]
+    assert [file.path for file in manifest.files] == ["chat_template.jinja", "parity.json", "report.json", "train.jsonl", "val.jsonl"]
     assert {key: manifest.details[key] for key in ("modelType", "template", "trainRows", "validationRows")} == {
         "modelType": "qwen3",
         "template": "qwen3",
@@ -340,6 +340,11 @@ def test_rows_that_reason_keep_their_prompt_apart_from_those_that_do_not(data: P
     assert "60 of 100 rows open with <think>, the others do not; requests choose with the template option enable_thinking" in summary_of(config).warnings
     template = committed(store, config, "chat_template.jinja").decode()
     assert rendered(tiny_model, template, "a").endswith("<|im_start|>assistant\n"), "most rows reason, so requests do"
+    manifest = artefacts.load(store, f"{config.prefix}/dataset")
+    assert manifest
+    assert manifest.details["reasons"] is True
+    samples = json.loads(committed(store, config, "parity.json"))["samples"]
+    assert sorted(({**sample["options"]} for sample in samples), key=len)[:: len(samples) - 1] == [{}, {"enable_thinking": False}]
 
 
 def test_answers_are_trained_from_exactly_the_ids_that_were_counted(data: Path, store: Store, tiny_model: Path, tmp_path: Path, job_config: MakeConfig) -> None:

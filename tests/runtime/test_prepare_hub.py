@@ -17,7 +17,7 @@ from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
 from finetune_runtime.sources import hub_dataset
 from finetune_runtime.sources.dataset import SourceFile, fetch_dataset
-from finetune_runtime.sources.model import fetch_model, list_model
+from finetune_runtime.sources.model import fetch_model, list_model, obtain_model
 from tests.runtime.support import free_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,13 +34,20 @@ def blob(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """A model owner/tiny and a dataset owner/rows, which can be gated. `downloads`: files whose content was sent."""
+    """A model owner/tiny and a dataset owner/rows, which can be gated. `downloads`: files whose content was sent, `ranges`: what was asked of them.
+
+    `tells_digests`: in its listing. `takes_ranges`: else it sends whole files. `breaks_at`: byte of the weights behind which it hangs up, to fail from then on.
+    """
 
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     data: dict[str, bytes] = field(default_factory=lambda: dict(DATA))
     gated: bool = False
     failing: bool = False
+    tells_digests: bool = True
+    takes_ranges: bool = True
+    breaks_at: int | None = None
     downloads: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
 
     def answer(self, path: str, token: str) -> tuple[int, dict[str, str], bytes]:
         if self.failing:
@@ -57,12 +64,29 @@ class Hub:
             if kind == "tree":
                 tree = [{"type": "file", "path": name, "size": len(content), "oid": blob(content)} for name, content in files.items()]
                 return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            siblings = [
+                {"rfilename": name, "size": len(content), **(self.digests(name, content) if self.tells_digests else {})} for name, content in files.items()
+            ]
             return 200, {"Content-Type": "application/json"}, json.dumps({"id": "owner/x", "sha": COMMIT, "siblings": siblings}).encode()
         name = path.partition(f"/resolve/{COMMIT}/")[2]
         if name not in files:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{blob(files[name])}"'}, files[name]
+
+    def digests(self, name: str, content: bytes) -> dict[str, Any]:
+        """As the hub tells them: large files are in Git LFS, where the blob is a pointer to them."""
+        if not name.endswith(".safetensors"):
+            return {"blobId": blob(content)}
+        return {"blobId": blob(b"pointer"), "lfs": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 7}}
+
+    def part(self, status: int, headers: dict[str, str], body: bytes, span: str) -> tuple[int, bytes]:
+        """Status and body of the answer to a request for a range."""
+        self.ranges.append(span)
+        if not self.takes_ranges:
+            return status, body
+        start = int(span.removeprefix("bytes=").removesuffix("-"))
+        headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return 206, body[start:]
 
 
 @pytest.fixture
@@ -75,13 +99,19 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = unquote(self.path.partition("?")[0])
             status, headers, body = hub.answer(path, self.headers.get("Authorization", ""))
+            weights = self.command == "GET" and path.endswith(".safetensors") and status == 200
+            if weights and (span := self.headers.get("Range")):
+                status, body = hub.part(status, headers, body, span)
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if weights and hub.breaks_at is not None:
+                self.wfile.write(body[: hub.breaks_at])
+                self.close_connection = hub.failing = True
+            elif self.command == "GET":
                 self.wfile.write(body)
-                if "/resolve/" in path and status == 200:
+                if "/resolve/" in path and status in (200, 206):
                     hub.downloads.append(path.rpartition("/")[2])
 
         do_HEAD = do_GET  # noqa: N815  the name that http.server looks for
@@ -136,6 +166,65 @@ def test_weights_are_added_to_the_small_files(hub: Hub, store: Store, tmp_path: 
     fetch_model(spec(), store, tmp_path / "model", metadata_only=True)
     fetch_model(spec(), store, tmp_path / "model")
     assert sorted(hub.downloads) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+PIECE = 10 * 2**20  # what the hub's client writes at once
+LARGE = bytes(range(256)) * (3 * PIECE // 256)
+
+
+@pytest.fixture
+def half_way(hub: Hub, store: Store, tmp_path: Path) -> Hub:
+    """The hub has hung up after a part of the weights."""
+    hub.files["model.safetensors"] = LARGE
+    hub.breaks_at = 2 * PIECE + 1000
+    with pytest.raises(StepError, match="cannot be read") as caught:
+        fetch_model(spec(), store, tmp_path / "model")
+    assert caught.value.code is Exit.STORAGE_UNAVAILABLE
+    hub.breaks_at, hub.failing = None, False
+    return hub
+
+
+def test_interrupted_download_goes_on_where_it_stopped(half_way: Hub, store: Store, tmp_path: Path) -> None:
+    found = obtain_model(spec(), store, tmp_path / "model")
+    assert (found.directory / "model.safetensors").read_bytes() == LARGE
+    assert half_way.ranges == [f"bytes={2 * PIECE}-"]
+    assert found.figures is not None
+    assert (found.figures.resumed, found.figures.fetched) == (2 * PIECE, PIECE)
+
+
+def test_hub_without_ranges_sends_the_whole_file(half_way: Hub, store: Store, tmp_path: Path) -> None:
+    half_way.takes_ranges = False
+    found = obtain_model(spec(), store, tmp_path / "model")
+    assert (found.directory / "model.safetensors").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize("tells_digests", [True, False], ids=["the hub tells digests", "a hub that does not"])
+def test_damaged_files_of_a_cache_are_fetched_again_and_others_are_not(hub: Hub, store: Store, tmp_path: Path, tells_digests: bool) -> None:
+    hub.tells_digests = tells_digests
+    directory = obtain_model(spec(), store, tmp_path / "unused", cache=tmp_path / "cache").directory
+    assert directory.parent == tmp_path / "cache"
+    assert not (tmp_path / "unused").exists()
+    (directory / "model.safetensors").write_bytes(b"weightz")
+    (directory / "config.json").write_bytes(b"[]")
+    hub.downloads.clear()
+    found = obtain_model(spec(), store, tmp_path / "unused", cache=tmp_path / "cache")
+    assert found.directory == directory
+    assert {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()} == {
+        name: FILES[name] for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    assert sorted(hub.downloads) == ["config.json", "model.safetensors"]
+
+
+def test_model_that_is_in_the_cache_whole_needs_no_hub(hub: Hub, store: Store, tmp_path: Path) -> None:
+    first = obtain_model(spec(), store, tmp_path, cache=tmp_path / "cache")
+    hub.failing = True
+    again = obtain_model(spec(revision=COMMIT), store, tmp_path, cache=tmp_path / "cache")
+    assert (again.directory, again.figures and again.figures.fetched) == (first.directory, 0)
+    (again.directory / "config.json").unlink()
+    with pytest.raises(StepError, match="cannot be read"):
+        obtain_model(spec(revision=COMMIT), store, tmp_path, cache=tmp_path / "cache")
+    with pytest.raises(StepError, match="cannot be read"):  # what a branch stands for is the hub's to say
+        obtain_model(spec(), store, tmp_path, cache=tmp_path / "cache")
 
 
 def test_offline_mode_is_back_after_the_call(hub: Hub, store: Store) -> None:

@@ -57,6 +57,19 @@ PROMPTS = {
 def test_template_of_swift_becomes_a_served_template(tiny_model: Path, name: str) -> None:
     chat = derive(encoder(tiny_model, name), [], "", reasons=False)
     assert (chat.origin, prompt(tiny_model, chat.text, talk("Hi"))) == PROMPTS[name]
+    assert chat.samples, "serving has something to compare"
+
+
+def test_samples_for_serving_hold_the_ids_of_the_training_and_the_options_of_their_requests(tiny_model: Path) -> None:
+    engine = encoder(tiny_model, "qwen3")
+    plain, reasoned = talk("Where is it?", "There."), talk("Why?", "<think>\nhm\n</think>\n\nSo.")
+    chat = derive(engine, [Example(row, as_request(row, system_filled_in=False), "data:1") for row in (plain, reasoned)], "", reasons=False)
+    found = {sample["messages"][-1]["content"]: sample for sample in chat.samples}
+    assert (found["Where is it?"]["options"], found["Where is it?"]["tokens"]) == ({}, engine.tokens(plain).prompt_ids())
+    assert (found["Why?"]["options"], found["Why?"]["tokens"]) == ({"enable_thinking": True}, engine.tokens(reasoned).prompt_ids())
+    for sample in chat.samples:
+        text = prompt(tiny_model, chat.text, sample["messages"], **sample["options"])
+        assert engine.tokenizer(text, add_special_tokens=False)["input_ids"] == sample["tokens"]
 
 
 @pytest.mark.parametrize("name", [name for name in PROMPTS if name != "chatglm2"])

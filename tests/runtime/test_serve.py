@@ -76,16 +76,35 @@ def trained(s3_server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPa
     return Trained(config, result.train.adapter, environment, [json.loads(line)["messages"] for line in lines])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Endpoint:
-    """A serving pod whose engine runs."""
+    """A serving pod whose engine runs, once it was started."""
 
     directory: Path
-    environment: dict[str, str]
+    config: ServeConfig
+    engine: Step | None = None
+
+    def start(self) -> None:
+        """Until it is ready."""
+        self.engine = Step("serve", self.config, self.directory, {})
+        wait_for("readiness", lambda: self.ready().returncode == 0 or self.ended(), 240)
+        assert not self.ended(), self.engine.text()[-6000:]
+
+    def stop(self) -> None:
+        if self.engine:
+            self.engine.process.terminate()
+            self.engine.process.wait(60)
+
+    def ended(self) -> bool:
+        return self.engine is not None and self.engine.process.poll() is not None
 
     def ready(self) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "finetune_runtime", "ready"]
-        paths = {"FINETUNE_CONFIG": str(self.directory / "config.json"), "FINETUNE_SCRATCH": str(self.directory / "scratch")}
+        paths = {
+            "FINETUNE_CONFIG": str(self.directory / "config.json"),
+            "FINETUNE_SCRATCH": str(self.directory / "scratch"),
+            "FINETUNE_TERMINATION_LOG": str(self.directory / "termination-log"),
+        }
         return subprocess.run(command, env=os.environ | paths | {"PYTHONPATH": str(ROOT / "images/runtime")}, capture_output=True, text=True, check=False)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -101,17 +120,13 @@ class Endpoint:
 @pytest.fixture(scope="module")
 def endpoint(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     directory = tmp_path_factory.mktemp("endpoint")
-    config = trained.serving()
-    Step("fetch", config, directory, trained.environment).end(Exit.DONE)
-    engine = Step("serve", config, directory, {})
-    found = Endpoint(directory, trained.environment)
+    found = Endpoint(directory, trained.serving())
+    Step("fetch", found.config, directory, trained.environment).end(Exit.DONE)
     try:
-        wait_for("readiness", lambda: found.ready().returncode == 0 or engine.process.poll() is not None, 240)
-        assert engine.process.poll() is None, engine.text()[-6000:]
+        found.start()
         yield found
     finally:
-        engine.process.terminate()
-        engine.process.wait(60)
+        found.stop()
 
 
 def test_the_endpoint_lists_base_and_adapter(endpoint: Endpoint) -> None:
@@ -151,10 +166,29 @@ def test_readiness_remembers_its_proof_and_then_asks_for_health_only(endpoint: E
     assert time.monotonic() - started < 5
 
 
-def test_a_name_that_is_not_served_is_not_ready(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_engine_sees_the_prompts_that_the_training_had(endpoint: Endpoint) -> None:
+    samples = json.loads((endpoint.directory / "scratch/adapter/parity.json").read_text())["samples"]
+    assert [message["content"] for sample in samples for message in sample["messages"]].count(QUESTION[0]["content"]) == 1  # rows of the data are among them
+    assert {sample["messages"][0]["role"] for sample in samples} == {"system", "user"}
+    assert max(len(sample["messages"]) for sample in samples) > 2
+    for sample in samples:
+        body = {"model": "support", "messages": sample["messages"], "chat_template_kwargs": sample["options"]}
+        assert endpoint.post("/tokenize", body)["tokens"] == sample["tokens"]
+
+
+def test_a_seed_decides_an_answer_and_other_requests_are_left_to_chance(endpoint: Endpoint) -> None:
+    sampled: dict[str, Any] = {"temperature": 1.5, "model": "base"}
+    first = endpoint.answer(QUESTION, seed=7, **sampled)
+    assert endpoint.answer(QUESTION, seed=7, **sampled) == first
+    assert endpoint.answer(QUESTION, seed=8, **sampled) != first
+    endpoint.answer(QUESTION, seed=7, **sampled)
+    assert endpoint.answer(QUESTION, **sampled) != endpoint.answer(QUESTION, **sampled)
+
+
+def test_a_name_that_is_not_served_is_not_ready(endpoint: Endpoint, trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "config.json").write_text('{"servedName": "other"}')
-    found = Endpoint(tmp_path, {}).ready()
+    found = Endpoint(tmp_path, trained.serving()).ready()
     assert found.returncode == 1
     assert found.stdout == "not ready: the engine serves base, support but not other\n"
 
@@ -203,3 +237,23 @@ def test_fetching_again_keeps_to_what_was_committed(trained: Trained, tmp_path: 
         Step("fetch", trained.serving(), tmp_path, trained.environment).end(Exit.DONE)
     assert (tmp_path / "scratch/model/config.json").exists()
     assert {path.name for path in (tmp_path / "scratch/adapter").iterdir()} >= {"adapter_model.safetensors", "chat_template.jinja"}
+
+
+def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) -> None:
+    asked: list[dict[str, Any]] = [{"model": model, "temperature": 1.5, "seed": seed} for model in ("base", "support") for seed in (1, 2)]
+    before = [endpoint.answer(QUESTION, **options) for options in asked]
+    endpoint.stop()
+    endpoint.start()
+    assert [endpoint.answer(QUESTION, **options) for options in asked] == before
+
+
+def test_a_chat_template_that_is_not_that_of_the_training_is_not_ready(endpoint: Endpoint) -> None:
+    """Last, because it leaves an engine behind that is never ready."""
+    template = endpoint.directory / "scratch/adapter/chat_template.jinja"
+    template.write_text("{{- 'Hello. ' -}}" + template.read_text())
+    endpoint.stop()
+    endpoint.engine = Step("serve", endpoint.config, endpoint.directory, {})
+    wait_for("a comparison", lambda: "sample" in endpoint.ready().stdout or endpoint.ended(), 240)
+    found = endpoint.ready()
+    assert found.returncode == 1
+    assert found.stdout.startswith("not ready: the engine does not see the prompt that the training had: sample 1 of")

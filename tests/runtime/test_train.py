@@ -52,10 +52,10 @@ def test_a_job_trains_to_the_end_and_commits_everything(pods: Pods, config: JobC
     adapter = artefacts.fetch(store, train.adapter.uri, tmp_path / "adapter", train.adapter.manifest_sha256)
     assert (adapter.kind, adapter.step, adapter.total_steps, adapter.base_model) == (Kind.ADAPTER, 20, 20, config.model.source)
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert files >= {"adapter_model.safetensors", "adapter_config.json", "args.json", "chat_template.jinja"}
+    assert files >= {"adapter_model.safetensors", "adapter_config.json", "args.json", "chat_template.jinja", "parity.json"}
     assert not files & {"optimizer.pt", "training_args.bin", "rng_state.pth"}
     details = adapter.details
-    assert (details["loraRank"], details["modelType"], details["template"]) == (8, "qwen3", "qwen3")
+    assert (details["loraRank"], details["modelType"], details["template"], details["reasons"]) == (8, "qwen3", "qwen3", False)
     assert details["quantization"] == {"method": "bnb", "bits": 4, "type": "nf4", "doubleQuant": True, "computeDtype": "bfloat16"}
     assert details["trainLoss"] == pytest.approx(train.loss)
     assert details["versions"]["ms-swift"]

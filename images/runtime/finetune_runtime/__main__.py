@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 # pydantic and all else is imported by the step that needs it: `ready` runs every few seconds and needs nothing of it.
 if TYPE_CHECKING:
-    from .contract.config import JobConfig, ServeConfig
+    from .contract.config import EvaluateConfig, JobConfig, ServeConfig
     from .contract.result import StepResult
 
-    C = TypeVar("C", JobConfig, ServeConfig)
+    C = TypeVar("C", JobConfig, ServeConfig, EvaluateConfig)
 
-STEPS = ("prepare", "train", "fetch", "serve", "ready")
+STEPS = ("prepare", "train", "fetch", "serve", "ready", "evaluate")
 
 log = logging.getLogger("finetune_runtime")
 
@@ -69,7 +69,7 @@ def leave(result: "StepResult") -> None:
 
 
 def _run(step: str) -> "StepResult":
-    from .contract.config import JobConfig, ServeConfig
+    from .contract.config import EvaluateConfig, JobConfig, ServeConfig
 
     if step == "prepare":
         from .prepare import step as prepare
@@ -83,6 +83,10 @@ def _run(step: str) -> "StepResult":
         from .serve import fetch
 
         return fetch.run(_config(ServeConfig))
+    if step == "evaluate":
+        from .evaluate import step as evaluate
+
+        return evaluate.run(_config(EvaluateConfig))
     from .serve import run as serve
 
     return serve.run(_config(ServeConfig))

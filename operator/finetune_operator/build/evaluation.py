@@ -18,6 +18,7 @@ from .serving import version_url
 RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 SCRATCH = "10Gi"  # a file of prompts
 RETRIES = 3  # by the Job's controller, after crashes and while storage is down
+LONGEST = 12 * 3600  # seconds: thousands of prompts to a large model on one GPU
 _FINAL = [int(code) for code in (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)]
 
 
@@ -70,6 +71,7 @@ def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, na
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": RETRIES,
+            "activeDeadlineSeconds": LONGEST,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [

@@ -58,8 +58,30 @@ def test_vllm_gets_the_next_rank_that_it_has_kernels_for(trained: int, allowed: 
 def test_vllm_serves_base_and_adapter_with_the_artefacts_template() -> None:
     command = line("vLLM")
     assert command.startswith("vllm serve /scratch/model --host 0.0.0.0 --port 8000 --served-model-name base ")
-    assert "--lora-modules support=/scratch/adapter --chat-template /scratch/adapter/chat_template.jinja" in command
+    lora = '{"name": "support", "path": "/scratch/adapter", "base_model_name": "base"}'
+    assert f"--lora-modules {lora} --chat-template /scratch/adapter/chat_template.jinja --chat-template-content-format string" in command
     assert "--max-model-len 2048" in command
+
+
+def test_vllm_lets_running_requests_finish_within_the_pods_grace_period() -> None:
+    words = line("vLLM").split()
+    assert 0 < int(words[words.index("--shutdown-timeout") + 1]) < 60
+
+
+@pytest.mark.parametrize(
+    ("details", "parser", "case"),
+    [
+        ({"template": "qwen3", "reasons": True}, "qwen3", "reasoning is beside the answer"),
+        ({"template": "qwen3_thinking", "reasons": True}, "qwen3", "a model that always reasons"),
+        ({"template": "deepseek_r1", "reasons": True}, "deepseek_r1", "another model's way"),
+        ({"template": "qwen3", "reasons": False}, "", "the prompt has ended the reasoning; the parser would take the answer for it"),
+        ({"template": "chatml", "reasons": True}, "", "no parser is known"),
+        ({"template": "qwen3"}, "", "an adapter of an older release, which does not say"),
+    ],
+)
+def test_vllm_parses_reasoning_only_where_the_adapter_reasons(details: dict[str, Any], parser: str, case: str) -> None:
+    words = line("vLLM", **details).split()
+    assert (words[words.index("--reasoning-parser") + 1] if "--reasoning-parser" in words else "") == parser, case
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,8 @@ def test_vllm_serves_base_and_adapter_with_the_artefacts_template() -> None:
         ({}, {}, OLD_GPU, "--dtype float16", "bfloat16", "the 16 bits that the GPU has"),
         ({}, {"computeDtype": "float32"}, CPU, "--dtype bfloat16 --quantization bitsandbytes", "float32", "bitsandbytes does not start in float32"),
         ({}, {}, CPU, "--enforce-eager", "--trust-remote-code", "sizes for a development machine"),
+        ({}, {}, CPU, "--no-enable-chunked-prefill --max-num-batched-tokens 2048", "tokens 256", "a prompt as long as the context is taken in whole"),
+        ({"maxLength": 64}, {}, CPU, "--max-num-batched-tokens 256", "tokens 64", "room for several short prompts at once"),
         ({"model": {"source": "hf://Qwen/Qwen3-8B", "trustRemoteCode": True}}, {}, GPU, "--trust-remote-code", "--enforce-eager", "remote code accepted"),
     ],
 )
@@ -84,7 +108,7 @@ def test_vllm_options(fields: dict[str, Any], details: dict[str, Any], hardware:
 def test_swift_serves_base_and_adapter_without_repeating_the_prompts_prefix() -> None:
     words = swift(config(engine="Swift"), manifest(), GPU, model=Path("/scratch/engine-model"), adapter=Path("/scratch/adapter"))
     flags = dict(zip(words[3::2], words[4::2], strict=True))
-    assert words[1:3] == ["-m", "swift.cli.deploy"]
+    assert words[1:3] == ["-m", "finetune_runtime.serve.swift_server"]
     assert flags["--adapters"] == "support=/scratch/adapter"
     assert flags["--served_model_name"] == "base"
     assert flags["--load_args"] == "false"
@@ -101,6 +125,9 @@ def test_swift_serves_base_and_adapter_without_repeating_the_prompts_prefix() ->
         ({}, {"quantization": None}, "--torch_dtype bfloat16", "quant", "LoRA"),
         ({"quantization": "None"}, {}, "--torch_dtype bfloat16", "quant", "a 16-bit base, because the user asks for it"),
         ({}, {"system": "Be brief."}, "--system Be brief.", "--load_args true", "the job's system prompt, not the template's"),
+        ({}, {"reasons": True}, "--enable_thinking true", "--enable_thinking false", "the template's own default, which ms-swift would override"),
+        ({}, {"reasons": False}, "--enable_thinking false", "--enable_thinking true", "as trained"),
+        ({}, {}, "--template qwen3", "--enable_thinking", "an adapter of an older release, which does not say"),
     ],
 )
 def test_swift_options(fields: dict[str, Any], details: dict[str, Any], present: str, absent: str, case: str) -> None:
@@ -115,6 +142,7 @@ def test_swift_options(fields: dict[str, Any], details: dict[str, Any], present:
         ({"model": {"source": "hf://Qwen/Qwen3-4B"}}, {}, "its own base only", "an adapter of another base"),
         ({}, {"quantization": NF4 | {"bits": 8}}, "engine to Swift", "8 bits under vLLM"),
         ({}, {"quantization": NF4 | {"type": "fp4"}}, "engine to Swift", "fp4 under vLLM"),
+        ({"servedName": "base"}, {}, "choose another one", "the adapter under the base model's name"),
     ],
 )
 def test_what_could_only_answer_badly_is_refused_with_the_cure(fields: dict[str, Any], details: dict[str, Any], cure: str, case: str) -> None:

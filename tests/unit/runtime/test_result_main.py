@@ -62,7 +62,7 @@ def run(step: str, tmp_path: Path, document: str | None, **environment: str) -> 
     return process.returncode, json.loads(message.read_text()) if message.exists() else {}, process.stderr
 
 
-@pytest.mark.parametrize("step", ["prepare", "train", "fetch", "serve"])
+@pytest.mark.parametrize("step", ["prepare", "train", "fetch", "serve", "evaluate"])
 @pytest.mark.parametrize(
     ("document", "cause"),
     [

@@ -22,6 +22,7 @@ REPORT_PAGE = "report.html"
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "val.jsonl"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+PARITY_FILE = "parity.json"  # beside the chat template: requests, and the token ids that training had for them
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

@@ -43,6 +43,8 @@ class Reason(StrEnum):
     ACCESS_DENIED = "AccessDenied"
     CHECKPOINT_MISMATCH = "CheckpointMismatch"
     TRAINING_CRASHED = "TrainingCrashed"
+    GATE_CLOSED = "GateClosed"
+    ENDPOINT_UNAVAILABLE = "EndpointUnavailable"
     INTERNAL_ERROR = "InternalError"
 
 
@@ -98,22 +100,47 @@ class StepResult(Model):
     evaluation: EvaluationResult | None = None
 
     def encode(self) -> str:
-        """JSON of at most MAX_MESSAGE_BYTES bytes: the command is left out, then message and warnings are shortened to fit."""
+        """JSON of at most MAX_MESSAGE_BYTES bytes: the command is left out, then message, warnings and an evaluation's sentences are shortened to fit."""
         result = self
-        if result.train and len(result.model_dump_json(by_alias=True, exclude_none=True).encode()) > MAX_MESSAGE_BYTES:
+        if result.train and _size(result) > MAX_MESSAGE_BYTES:
             result = result.model_copy(update={"train": result.train.model_copy(update={"command": ""})})
         if result.data and len(result.data.warnings) > 5:
             result = result.model_copy(update={"data": result.data.model_copy(update={"warnings": result.data.warnings[:5]})})
-        text = result.model_dump_json(by_alias=True, exclude_none=True)
+        if result.evaluation and _size(result) > MAX_MESSAGE_BYTES:
+            return _with_evaluation(result)
+        text = _text(result)
         if (excess := len(text.encode()) - MAX_MESSAGE_BYTES) > 0:
             # JSON escapes can make a character up to 6 bytes long, so cut by a margin instead of counting escapes.
             keep = max(0, len(result.message) - excess - 64)
             short = result.model_copy(update={"message": result.message[:keep] + " [...]"})
-            text = short.model_dump_json(by_alias=True, exclude_none=True)
+            text = _text(short)
             if len(text.encode()) > MAX_MESSAGE_BYTES:
                 bare = StepResult(step=self.step, reason=self.reason, message=self.message[:500], train=result.train)
-                text = bare.model_dump_json(by_alias=True, exclude_none=True)
+                text = _text(bare)
         return text
+
+
+def _with_evaluation(result: StepResult) -> str:
+    """The figures stay, for the operator decides by them; the sentences get shorter and fewer, for the report has them all."""
+    found = result.evaluation or EvaluationResult(passed=False)
+    for most, length in ((8, 200), (4, 200), (3, 100), (1, 100), (1, 32)):
+        short = found.model_copy(update={"reasons": [_cut(reason, length) for reason in found.reasons[:most]], "failed_prompts": found.failed_prompts[:most]})
+        text = _text(result.model_copy(update={"message": _cut(result.message, 2 * length), "evaluation": short, "data": None, "train": None}))
+        if len(text.encode()) <= MAX_MESSAGE_BYTES:
+            return text
+    return _text(StepResult(step=result.step, reason=result.reason, evaluation=EvaluationResult(passed=found.passed)))
+
+
+def _text(result: StepResult) -> str:
+    return result.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _size(result: StepResult) -> int:
+    return len(_text(result).encode())
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]} [...]"
 
 
 class Metric(Model):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_runtime import artefacts
-from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, DATASET_DIR, TRAIN_FILE, VALIDATION_FILE, Kind, Manifest
+from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, DATASET_DIR, PARITY_FILE, TRAIN_FILE, VALIDATION_FILE, Kind, Manifest
 from finetune_runtime.contract.config import SCRATCH_DIR, JobConfig
 from finetune_runtime.contract.result import DataSummary, Exit, Reason, StepError, StepResult
 from finetune_runtime.contract.spec import DatasetSource, RowPolicy
@@ -57,6 +57,7 @@ def run(config: JobConfig) -> StepResult:
     sha256 = _write_rows(prepared, output)
     summary = summarise(prepared, sha256, warn(prepared))
     (output / CHAT_TEMPLATE_FILE).write_text(prepared.template.text, encoding="utf-8")
+    (output / PARITY_FILE).write_text(json.dumps({"samples": prepared.template.samples}, ensure_ascii=False), encoding="utf-8")
     content = report(prepared, config, summary)
     (output / "report.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     artefacts.commit(store, output, uri, _manifest(prepared, config, summary))
@@ -161,6 +162,7 @@ def _manifest(prepared: Prepared, config: JobConfig, summary: DataSummary) -> Ma
         details={
             "modelType": prepared.identity.type,
             "template": prepared.identity.template,
+            "reasons": prepared.template.reasons,
             "trainRows": summary.train_rows,
             "validationRows": summary.validation_rows,
             "summary": summary.dump(),

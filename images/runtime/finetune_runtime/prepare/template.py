@@ -6,7 +6,7 @@ trained with answers worse, up to nonsense, without any error; so the job does n
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from .chat_jinja import Pieces, generate, with_default_system
 from .encode import Encoder
 from .faults import RowError
+from .parity import Proven, choose
 from .rows import Message
 from .sample import Example, as_request
 
@@ -25,12 +26,17 @@ _TURNS = ("How are you?", "Fine, thanks.", "Where is the station?", "Over the br
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template that has shown parity. `inexact`: examples that differ in white space only."""
+    """A template that has shown parity. `reasons`: requests that say nothing get answers with reasoning. `samples`: for parity.json.
+
+    `inexact`: examples that differ in white space only.
+    """
 
     text: str
     origin: str
+    reasons: bool
     inexact: int
     examples: int
+    samples: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ def derive(encoder: Encoder, examples: list[Example], system: str, *, reasons: b
     refusals = []
     try:
         for origin, text in _candidates(encoder, system, reasons=reasons):
-            mismatch, inexact = _show(encoder, text, examples, reasons=reasons)
+            mismatch, proven = _show(encoder, text, examples, reasons=reasons)
             if mismatch is None:
-                return ChatTemplate(text, origin, inexact, len(examples))
+                return ChatTemplate(text, origin, reasons, len(examples) - len(proven), len(examples), choose(proven))
             log.info("the chat template of %s does not show parity: %s", origin, mismatch)
             refusals.append(f"with the template of {origin}, {mismatch}")
     except RowError as error:
@@ -102,7 +108,7 @@ def _generated(encoder: Encoder, system: str, *, reasons: bool) -> str:
     # What training puts before an answer without learning it is measured, because templates compute it in code.
     probe = _example(["How are you?", "Fine, thanks."], "")
     trained = encoder.decode(encoder.tokens(probe.messages).prompt_ids())
-    bare = _render(tokenizer, generate(pieces, meta.default_system or ""), probe, reasons=False)
+    bare = _render(tokenizer, generate(pieces, meta.default_system or ""), probe, {})
     if trained.startswith(bare):
         pieces = replace(pieces, answer_prefix=trained.removeprefix(bare))
     return generate(pieces, default, reasons=reasons)
@@ -136,22 +142,22 @@ def _example(turns: list[str], system: str) -> Example:
     return Example(messages, as_request(messages, system_filled_in=False))
 
 
-def _show(encoder: Encoder, template: str, examples: list[Example], *, reasons: bool) -> tuple[_Mismatch | None, int]:
-    """The first mismatch, and how many examples before it were the same but for white space."""
-    inexact = 0
+def _show(encoder: Encoder, template: str, examples: list[Example], *, reasons: bool) -> tuple[_Mismatch | None, list[Proven]]:
+    """The first mismatch, and the examples before it that are exactly the same. Others may differ in white space."""
+    proven: list[Proven] = []
     for example in examples:
         trained = encoder.tokens(example.messages).prompt_ids()
+        options = _options(example, reasons=reasons)
         try:
-            text = _render(encoder.tokenizer, template, example, reasons=reasons)
+            text = _render(encoder.tokenizer, template, example, options)
         except Exception as error:  # noqa: BLE001  a template is a program of the model's authors and may raise anything
-            return _Mismatch(encoder.decode(trained)[-80:], f"the error {error}", example.where), inexact
+            return _Mismatch(encoder.decode(trained)[-80:], f"the error {error}", example.where), proven
         served = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
         if trained == served:
-            continue
-        if not _same_but_for_white_space(encoder, example, trained, served):
-            return _difference(encoder, example, trained, served), inexact
-        inexact += 1
-    return None, inexact
+            proven.append(Proven(example, options, trained))
+        elif not _same_but_for_white_space(encoder, example, trained, served):
+            return _difference(encoder, example, trained, served), proven
+    return None, proven
 
 
 def _same_but_for_white_space(encoder: Encoder, example: Example, trained: list[int], served: list[int]) -> bool:
@@ -165,9 +171,12 @@ def _same_but_for_white_space(encoder: Encoder, example: Example, trained: list[
     return (example.has_history and seen == text) or (bool(lead) and seen in (text, text + lead))
 
 
-def _render(tokenizer: Any, template: str, example: Example, *, reasons: bool) -> str:
-    # Requests for what most rows do say nothing; for the other kind of answer they set what users of hybrid models know.
-    options = {} if example.reasons is reasons else {"enable_thinking": example.reasons}
+def _options(example: Example, *, reasons: bool) -> dict[str, bool]:
+    """Requests for what most rows do say nothing; for the other kind of answer they set what users of hybrid models know."""
+    return {} if example.reasons is reasons else {"enable_thinking": example.reasons}
+
+
+def _render(tokenizer: Any, template: str, example: Example, options: Mapping[str, bool]) -> str:
     return str(tokenizer.apply_chat_template(example.request, chat_template=template, tokenize=False, add_generation_prompt=True, **options))
 
 

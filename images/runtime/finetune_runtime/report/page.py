@@ -1,30 +1,20 @@
-"""The page: what is known of a job, put into the template. Everything is escaped there; nothing is ever marked as safe."""
+"""The page: what is known of a job, put into the template."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .charts import charts, number
 from .data import ReportData
 from .dataset import section
+from .templates import templates
 
 _WORDS = {"OutOfMemory": "out of memory", "NewPod": "a new pod took over"}
-
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def render(data: ReportData) -> str:
     """One HTML document that needs nothing else: no script, no font, no address."""
     resumes = [resume for record in data.records for resume in record.get("resumes", [])]
-    return _templates.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         job=data.config.job,
         state=data.state,
         message=data.message,

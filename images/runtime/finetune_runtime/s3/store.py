@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import S3Storage
 
+from .download import stream
 from .errors import ObjectNotFound, status_of, storage_error, translate
 from .upload import Sent, send
 
@@ -32,11 +33,12 @@ _CONFLICT_TRIES = 3
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing; `size` in bytes."""
+    """One object of a listing; `size` in bytes. `etag`: changes with the content, empty where the server gives none."""
 
     uri: str
     key: str
     size: int
+    etag: str = ""
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -79,7 +81,7 @@ class Store:
         with self._errors(prefix_uri):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
-                    yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Key"], item["Size"])
+                    yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Key"], item["Size"], item.get("ETag", ""))
 
     def download(self, uri: str, path: Path) -> None:
         """Copies the object to `path`, which appears only when it is whole. Makes parent directories. Raises ObjectNotFound."""
@@ -91,6 +93,12 @@ class Store:
         except ObjectNotFound:
             self.exists(uri)  # the transfer begins with a HEAD (see exists): this names a missing bucket or key pair
             raise
+
+    def stream(self, uri: str, *, start: int, size: int, etag: str) -> Generator[bytes, None, None]:
+        """The bytes from `start` on of an object that the listing gave this size and ETag, in pieces. Raises ObjectNotFound."""
+        bucket, key = split(uri)
+        with self._errors(uri):
+            yield from stream(self._client, bucket, key, start=start, size=size, etag=etag)
 
     def upload(self, path: Path, uri: str) -> Sent:
         """Copies the file to the object and tells what was sent. A failed upload leaves no parts behind."""

@@ -4,27 +4,41 @@ Two parities decide what users get. Prompt: both engines render requests with th
 Quantisation: the base is held in memory as it was in training, unless the user asks for 16 bits.
 """
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, Manifest
-from finetune_runtime.contract.config import SERVING_PORT, ServeConfig
+from finetune_runtime.contract.config import SERVED_BASE, SERVING_PORT, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Hardware
 
-BASE_NAME = "base"
 _HOST = "0.0.0.0"  # noqa: S104  the pod's address; who may reach it is the network policy's matter
 # The ranks that vLLM has kernels for.
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# vLLM sizes itself for servers; on a CPU these keep a start under half a minute and the pod under 2 GiB.
-_VLLM_CPU = ["--enforce-eager", "--max-num-seqs", "8", "--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", "256M"]
+# Seconds that running requests get once the engine has to end. The pod's grace period is 60 s beyond its preStop hook.
+SHUTDOWN_SECONDS = 50
+# What puts reasoning beside the answer instead of into it, by ms-swift's template. These parsers need <think> and </think> to be tokens, as in these models.
+_REASONING_PARSERS = {
+    "qwen3": "qwen3",
+    "qwen3_thinking": "qwen3",
+    "qwen3_5": "qwen3",
+    "qwq": "deepseek_r1",
+    "deepseek_r1": "deepseek_r1",
+}
+# vLLM sizes itself for servers; on a CPU these keep a start under half a minute and the pod under 2 GiB. Prompts are taken in whole: to go on with half
+# of one, vLLM sets the random numbers of a request with a seed back, which those of a CPU cannot do, and the engine dies.
+_VLLM_CPU = ["--enforce-eager", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "256M", "--no-enable-chunked-prefill", "--max-num-batched-tokens"]
+_VLLM_CPU_TOKENS = 256
 _SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check_served(config: ServeConfig, manifest: Manifest) -> None:
     """Refuses what could only answer badly. Raises StepError InvalidConfig."""
+    if config.served_name == SERVED_BASE:
+        raise _invalid(f"The endpoint's servedName is {SERVED_BASE}, under which every endpoint serves its base model: choose another one.")
     if manifest.base_model != config.model.source:
         raise _invalid(
             f"{config.adapter.uri} was trained on {manifest.base_model}, the endpoint serves {config.model.source}: "
@@ -44,15 +58,21 @@ def check_served(config: ServeConfig, manifest: Manifest) -> None:
 def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
     """`vllm serve` with the base and the one adapter."""
     rank = int(manifest.details["loraRank"])
-    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT), "--served-model-name", BASE_NAME]
+    lora = json.dumps({"name": config.served_name, "path": str(adapter), "base_model_name": SERVED_BASE})
+    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT), "--served-model-name", SERVED_BASE]
     command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
-    command += ["--lora-modules", f"{config.served_name}={adapter}", "--chat-template", str(adapter / CHAT_TEMPLATE_FILE)]
+    # Text is text, as it was when the template was proven: left alone, vLLM guesses from the template's source how it takes contents.
+    command += ["--lora-modules", lora, "--chat-template", str(adapter / CHAT_TEMPLATE_FILE), "--chat-template-content-format", "string"]
     command += ["--max-model-len", str(config.max_length), "--dtype", _dtype(config, manifest, hardware)]
     if _quantization(config, manifest):
         command += ["--quantization", "bitsandbytes"]
     if config.model.trust_remote_code:
         command += ["--trust-remote-code"]
-    return command + (_VLLM_CPU if hardware.cpu_only else [])
+    command += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]  # the default cuts running requests off
+    # Only where the adapter reasons: without it, the prompt's empty block of reasoning has ended it, and this parser takes such answers for reasoning.
+    if manifest.details.get("reasons") and (parser := _REASONING_PARSERS.get(manifest.details["template"])):
+        command += ["--reasoning-parser", parser]
+    return command + ([*_VLLM_CPU, str(max(_VLLM_CPU_TOKENS, config.max_length))] if hardware.cpu_only else [])
 
 
 def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
@@ -64,7 +84,7 @@ def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model:
         "template": details["template"],
         "load_args": False,  # the adapter's args.json holds paths of the pod that trained it
         "adapters": f"{config.served_name}={adapter}",
-        "served_model_name": BASE_NAME,
+        "served_model_name": SERVED_BASE,
         "infer_backend": "transformers",
         "host": _HOST,
         "port": SERVING_PORT,
@@ -77,6 +97,9 @@ def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model:
         "verbose": False,  # else it logs what users ask
         "log_interval": -1,
     }
+    if (reasons := details.get("reasons")) is not None:
+        # ms-swift always tells the chat template whether to reason, and by itself says no wherever a model can do without.
+        flags["enable_thinking"] = reasons
     if details.get("system"):
         flags["system"] = details["system"]  # else ms-swift fills in the template's default one
     if quantization := _quantization(config, manifest):
@@ -88,7 +111,7 @@ def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model:
                 "bnb_4bit_use_double_quant": quantization["doubleQuant"],
             }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))]
-    return [sys.executable, "-m", "swift.cli.deploy", *words]
+    return [sys.executable, "-m", "finetune_runtime.serve.swift_server", *words]
 
 
 def environment(base: Mapping[str, str], scratch: Path, hardware: Hardware, *, threads: int) -> dict[str, str]:

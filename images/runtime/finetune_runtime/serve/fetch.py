@@ -3,14 +3,16 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
-from finetune_runtime.contract.config import SCRATCH_DIR, ServeConfig
+from finetune_runtime.contract.config import CACHE_DIR, SCRATCH_DIR, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult
 from finetune_runtime.s3.store import Store
-from finetune_runtime.sources.model import fetch_model
+from finetune_runtime.sources.model import Local, obtain_model
 
+from . import parity
 from .command import check_served
 
 STEP = "fetch"
@@ -30,12 +32,19 @@ def run(config: ServeConfig) -> StepResult:
     model = scratch / MODEL
     # The revision that the adapter was trained on, not what the branch has become since.
     spec = config.model.model_copy(update={"revision": manifest.base_revision or config.model.revision})
-    directory = fetch_model(spec, store, model)
-    if directory != model:  # a mounted volume: the engine finds it at the same path as a download
+    cache = Path(os.environ.get("FINETUNE_MODEL_CACHE", CACHE_DIR)) if config.cache else None
+    found = obtain_model(spec, store, model, cache=cache)
+    if found.directory != model:  # a volume: the engine finds it at the same path as a download
         model.unlink(missing_ok=True)
-        model.symlink_to(directory)
+        model.symlink_to(found.directory)
     (scratch / MANIFEST).write_bytes(manifest.encode())
-    return StepResult(step=STEP, reason=Reason.COMPLETED, message=f"{config.adapter.uri} and its base {manifest.base_model} are verified and local.")
+    return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, manifest, found, parity.samples(scratch / ADAPTER)))
+
+
+def _told(config: ServeConfig, manifest: Manifest, model: Local, samples: list[dict[str, Any]]) -> str:
+    base = "in its volume" if model.figures is None else str(model.figures)
+    note = "" if samples else " The adapter has no parity samples, as those of older releases: prompts are not compared with the training's."
+    return f"{config.adapter.uri} is verified. {manifest.base_model} is {base}.{note}"
 
 
 def _manifest(config: ServeConfig, store: Store) -> Manifest:

@@ -1,7 +1,7 @@
-"""Readiness: this adapter answers. Standard library only, because it runs every few seconds beside the engine.
+"""Readiness: this adapter answers, to the prompts of its training. Standard library only, because it runs every few seconds beside the engine.
 
-The first time it takes a real completion: engines report health with a model that cannot answer. After that the engine's health is
-enough, as long as the engine is the same: run.py forgets the proof when it starts one.
+The first time it takes the parity samples and a real completion: engines report health with a model that cannot answer. After that the
+engine's health is enough, as long as the engine is the same: run.py forgets the proof when it starts one.
 """
 
 import http.client
@@ -10,10 +10,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Those of contract.config, which costs the import of pydantic; a test keeps them equal.
+from . import parity
+
+# Those of contract.config, contract.result and fetch, which cost the import of pydantic; a test keeps them equal.
 CONFIG_PATH = "/etc/finetune/config.json"
 SCRATCH_DIR = "/scratch"
 SERVING_PORT = 8000
+TERMINATION_LOG = "/dev/termination-log"
+ADAPTER = "adapter"
+STEP = "serve"
+REASON = "InvalidConfig"
 
 HEALTH_SECONDS = 5
 ANSWER_SECONDS = 60
@@ -28,6 +34,10 @@ def main() -> int:
     try:
         name = str(json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())["servedName"])
         check(name, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
+    except parity.PromptDiffersError as error:
+        print(f"not ready: {error}")  # noqa: T201  as below
+        _leave(str(error))
+        return 1
     except (NotReadyError, OSError, http.client.HTTPException, ValueError, KeyError) as error:
         print(f"not ready: {error or type(error).__name__}".splitlines()[0])  # noqa: T201  kubectl describe shows it
         return 1
@@ -40,18 +50,35 @@ def proof() -> Path:
 
 
 def check(name: str, port: int, answered: Path) -> None:
-    """Raises NotReadyError, OSError or HTTPException."""
+    """Raises NotReadyError, PromptDiffersError, OSError or HTTPException."""
     _request(port, "GET", "/health", HEALTH_SECONDS)
     if answered.exists():
         return
     listed = [model["id"] for model in json.loads(_request(port, "GET", "/v1/models", HEALTH_SECONDS))["data"]]
     if name not in listed:
         raise NotReadyError(f"the engine serves {', '.join(listed) or 'nothing'} but not {name}")
+
+    def tokenize(messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+        body = {"model": name, "messages": messages, "add_generation_prompt": True, "chat_template_kwargs": options}
+        tokens: list[int] = json.loads(_request(port, "POST", "/tokenize", HEALTH_SECONDS, body))["tokens"]
+        return tokens
+
+    parity.check(parity.samples(answered.parent / ADAPTER), tokenize)
     question = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
     answer = json.loads(_request(port, "POST", "/v1/chat/completions", ANSWER_SECONDS, question))
     if not answer.get("choices"):
         raise NotReadyError(f"{name} answers without a choice")
     answered.touch()
+
+
+def _leave(message: str) -> None:
+    """Waiting does not help: when the kubelet ends the container, its termination message tells why."""
+    try:
+        with Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG)).open("r+") as file:  # never made by us
+            file.write(json.dumps({"step": STEP, "reason": REASON, "message": message[:2000]}))
+            file.truncate()
+    except OSError:
+        pass  # standard output has it
 
 
 def _request(port: int, method: str, path: str, timeout: float, body: dict[str, Any] | None = None) -> bytes:

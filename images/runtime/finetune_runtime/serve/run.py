@@ -11,9 +11,11 @@ from finetune_runtime.contract.config import SCRATCH_DIR, SERVING_PORT, ServeCon
 from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult
 from finetune_runtime.hardware import find
 
-from . import command, fetch, ready
+from . import command, fetch, parity, ready
 
 log = logging.getLogger(__name__)
+
+STEP = "serve"
 
 
 def run(config: ServeConfig) -> StepResult:
@@ -31,6 +33,8 @@ def run(config: ServeConfig) -> StepResult:
     else:
         model = engine_model(scratch / fetch.MODEL, adapter / CHAT_TEMPLATE_FILE, scratch / "engine-model")
         words = command.swift(config, manifest, hardware, model=model, adapter=adapter)
+    if not parity.samples(adapter):
+        log.warning("the adapter has no parity samples, as those of older releases: prompts are not compared with the training's")
     log.info("serving on %s: %s", hardware, " ".join(words))
     os.chdir(scratch)
     os.execvpe(words[0], words, command.environment(os.environ, scratch, hardware, threads=config.cpu_threads))  # noqa: S606
@@ -41,7 +45,7 @@ def engine_model(model: Path, chat_template: Path, directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     for path in model.iterdir():
-        if path.name != CHAT_TEMPLATE_FILE:
+        if path.name != CHAT_TEMPLATE_FILE and not path.name.startswith("."):
             (directory / path.name).symlink_to(path.resolve())
     shutil.copyfile(chat_template, directory / CHAT_TEMPLATE_FILE)
     return directory

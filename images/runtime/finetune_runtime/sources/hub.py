@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_runtime.contract.result import Exit, Reason, StepError
+
+from .content import GIT, SHA256, RemoteFile
+from .transfer import Part, Read
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,19 @@ class Repository:
     source: str
 
 
-def list_repository(repository: Repository) -> tuple[str, list[tuple[str, int]]]:
-    """(commit, [(path, size in bytes), ...]) of the repository at its revision."""
+def list_repository(repository: Repository) -> tuple[str, list[RemoteFile]]:
+    """Commit and files of the repository at its revision."""
     with _online(repository):
         from huggingface_hub import HfApi
 
         found = HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision or None, files_metadata=True)
-    files = [(file.rfilename, file.size or 0) for file in found.siblings or []]
-    return found.sha or "", [(path, size) for path, size in files if _inside(path)]
+    commit = found.sha or ""
+    listed = [file for file in found.siblings or [] if _inside(file.rfilename)]
+    return commit, [RemoteFile(file.rfilename, file.size or 0, _digest(file), commit) for file in listed]
 
 
 def download(repository: Repository, commit: str, paths: Sequence[str], dest: Path) -> None:
-    """Copies files of one commit into `dest`, streamed; an interrupted download goes on where it stopped."""
+    """Copies files of one commit into `dest`, streamed."""
     if not paths:
         return
     with _online(repository):
@@ -45,6 +49,31 @@ def download(repository: Repository, commit: str, paths: Sequence[str], dest: Pa
             allow_patterns=[escape(path) for path in paths],
             local_dir=dest,
         )
+
+
+@contextmanager
+def reading(repository: Repository, commit: str) -> Iterator[Read]:
+    """Gives a function that reads files of one commit from any byte on, for several threads at once."""
+    with _online(repository):
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+
+        disable_progress_bars()
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # ranges count the bytes of the file, not of a compressed answer
+
+        def read(file: RemoteFile, start: int, part: Part) -> None:
+            url = hf_hub_url(repository.name, file.path, repo_type=repository.kind, revision=commit or repository.revision or None)
+            http_get(url, part, resume_size=start, headers=headers, expected_size=file.size, displayed_filename=file.path)
+
+        yield read
+
+
+def _digest(file: Any) -> str:
+    """The hub knows large files by their SHA-256 and small ones by git's name of their content."""
+    if file.lfs:
+        return f"{SHA256}:{file.lfs.sha256}"
+    return f"{GIT}:{file.blob_id}" if file.blob_id else ""
 
 
 def _inside(path: str) -> bool:

@@ -46,7 +46,7 @@ def fetch(source: str, scratch: Path) -> list[SourceFile]:
     """Downloads the source's files into `scratch`. Raises StepError."""
     dataset = parse(source)
     commit, files = hub.list_repository(dataset.repository)
-    sizes = dict(files)
+    sizes = {file.path: file.size for file in files}
     paths = select(sizes, dataset.path)
     if not paths:
         formats = " ".join(sorted(_FORMATS))

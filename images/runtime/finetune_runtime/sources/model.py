@@ -1,27 +1,31 @@
 """Base models: what a source holds, and its files in a local directory."""
 
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
+from finetune_runtime.contract.artefact import MANIFEST, Manifest
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
 
+from . import cache as caching
 from . import hub
+from .content import SHA256, RemoteFile
 from .mounts import mounted_path
+from .transfer import Figures, Part, Read, fetch
+
+__all__ = ["Listing", "Local", "RemoteFile", "fetch_model", "is_pickle", "list_model", "model_name", "needed", "obtain_model", "read_part"]
+
+log = logging.getLogger(__name__)
 
 # Tokenizers, configurations and templates; .py only where the user accepts remote code.
 _METADATA = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a model: its path below the model's directory, its size in bytes."""
-
-    path: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,14 @@ class Listing:
     revision: str = ""
 
 
+@dataclass(frozen=True)
+class Local:
+    """A model in a local directory. `figures`: what it took to get it there; None for a mounted one, which is read in place."""
+
+    directory: Path
+    figures: Figures | None = None
+
+
 def model_name(spec: ModelSpec) -> str:
     """Last part of the source's path, by which ms-swift knows published models: Qwen3-8B of hf://Qwen/Qwen3-8B."""
     return PurePosixPath(spec.source.partition("://")[2]).name
@@ -40,8 +52,8 @@ def model_name(spec: ModelSpec) -> str:
 def list_model(spec: ModelSpec, store: Store) -> Listing:
     """All files of the model. Raises StepError ModelNotFound when there is none."""
     if spec.source.startswith("hf://"):
-        revision, sizes = hub.list_repository(_repository(spec))
-        return Listing(tuple(RemoteFile(path, size) for path, size in sizes), revision)
+        revision, found = hub.list_repository(_repository(spec))
+        return Listing(tuple(found), revision)
     directory = mounted_path(spec.source)
     files = tuple(_walk(directory) if directory else _objects(spec, store))
     if not files:
@@ -53,20 +65,26 @@ def list_model(spec: ModelSpec, store: Store) -> Listing:
 def fetch_model(spec: ModelSpec, store: Store, dest: Path, *, metadata_only: bool = False) -> Path:
     """A local directory with the model: the mounted one itself for pvc://, else `dest` with the files that loading needs.
 
-    With `metadata_only` that is all but the weights. Files that are there already with the right size are kept.
+    With `metadata_only` that is all but the weights. Whole files that are there already are kept, parts of files are gone on with.
     """
+    return obtain_model(spec, store, dest, metadata_only=metadata_only).directory
+
+
+def obtain_model(spec: ModelSpec, store: Store, dest: Path, *, cache: Path | None = None, metadata_only: bool = False) -> Local:
+    """As fetch_model, and what it took. With `cache`, the files come into a directory of it that belongs to this very content of the model, not to `dest`."""
     if directory := mounted_path(spec.source):
         list_model(spec, store)
-        return directory
-    listing = list_model(spec, store)
+        return Local(directory)
+    known = caching.recall(cache, spec.source, spec.revision) if cache else ()
+    listing = Listing(known, spec.revision) if known else list_model(spec, store)
     wanted = needed(listing.files, metadata_only=metadata_only, trust_remote_code=spec.trust_remote_code)
-    missing = [file for file in wanted if not _same_size(dest / file.path, file.size)]
-    if spec.source.startswith("hf://"):
-        hub.download(_repository(spec), listing.revision, [file.path for file in missing], dest)
-    else:
-        for file in missing:
-            store.download(f"{_prefix(spec)}{file.path}", dest / file.path)
-    return dest
+    if cache:
+        caching.remember(cache, spec.source, listing.revision, listing.files)
+        dest = caching.directory(cache, spec.source, listing.revision, wanted)
+    with _reading(spec, store, listing.revision) as read:
+        figures = fetch(spec.source, wanted if spec.source.startswith("hf://") else _with_digests(spec, store, listing.files, wanted), dest, read)
+    log.info("%s is in %s: %s", spec.source, dest, figures)
+    return Local(dest, figures)
 
 
 def read_part(spec: ModelSpec, store: Store, path: str, start: int, length: int) -> bytes:
@@ -96,6 +114,32 @@ def is_pickle(path: str) -> bool:
     return PurePosixPath(path).suffix in _PICKLES
 
 
+@contextmanager
+def _reading(spec: ModelSpec, store: Store, revision: str) -> Iterator[Read]:
+    def read(file: RemoteFile, start: int, part: Part) -> None:
+        with closing(store.stream(f"{_prefix(spec)}{file.path}", start=start, size=file.size, etag=file.etag)) as pieces:
+            for piece in pieces:
+                part.write(piece)
+
+    if spec.source.startswith("hf://"):
+        with hub.reading(_repository(spec), revision) as from_hub:
+            yield from_hub
+    else:
+        yield read
+
+
+def _with_digests(spec: ModelSpec, store: Store, files: Iterable[RemoteFile], wanted: list[RemoteFile]) -> list[RemoteFile]:
+    """The files with their digests where a manifest of ours lies beside them, as beside merged models; any other file of its name is an ordinary file."""
+    if not any(file.path == MANIFEST for file in files):
+        return wanted
+    try:
+        manifest = Manifest.model_validate_json(store.read(f"{_prefix(spec)}{MANIFEST}"))
+    except ValidationError:
+        return wanted
+    digests = {entry.path: f"{SHA256}:{entry.sha256}" for entry in manifest.files}
+    return [replace(file, digest=digests.get(file.path, "")) for file in wanted]
+
+
 def _repository(spec: ModelSpec) -> hub.Repository:
     return hub.Repository("model", spec.source.removeprefix("hf://"), spec.revision, spec.source)
 
@@ -108,14 +152,10 @@ def _objects(spec: ModelSpec, store: Store) -> Iterator[RemoteFile]:
     for item in store.list(_prefix(spec)):
         path = item.uri.removeprefix(_prefix(spec))
         if path and not path.endswith("/"):
-            yield RemoteFile(path, item.size)
+            yield RemoteFile(path, item.size, etag=item.etag)
 
 
 def _walk(directory: Path) -> Iterator[RemoteFile]:
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             yield RemoteFile(path.relative_to(directory).as_posix(), path.stat().st_size)
-
-
-def _same_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size

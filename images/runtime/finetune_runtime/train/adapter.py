@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE
+from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, PARITY_FILE
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import Tuning
 
@@ -17,14 +17,16 @@ _OPTIONAL = ("additional_config.json",)
 _PACKAGES = ("ms-swift", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
-def assemble(checkpoint: Path, chat_template: Path, destination: Path, model_source: str) -> None:
-    """Makes the adapter's directory from a whole checkpoint, without optimizer state. Same file system."""
+def assemble(checkpoint: Path, dataset: Path, destination: Path, model_source: str) -> None:
+    """Makes the adapter's directory from a whole checkpoint, without optimizer state, and from what prepare found out about prompts. Same file system."""
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
     for name in (*_FILES, *_OPTIONAL):
         if name in _FILES or (checkpoint / name).exists():
             os.link(checkpoint / name, destination / name)
-    shutil.copyfile(chat_template, destination / CHAT_TEMPLATE_FILE)
+    for name in (CHAT_TEMPLATE_FILE, PARITY_FILE):
+        if name == CHAT_TEMPLATE_FILE or (dataset / name).exists():  # data that an older release prepared have no parity samples
+            shutil.copyfile(dataset / name, destination / name)
     _name_base_model(destination / "adapter_config.json", model_source)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from finetune_runtime import artefacts
-from finetune_runtime.contract.artefact import ADAPTER_DIR, CHAT_TEMPLATE_FILE, VALIDATION_FILE, Kind, Manifest
+from finetune_runtime.contract.artefact import ADAPTER_DIR, VALIDATION_FILE, Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError, TrainSummary
 from finetune_runtime.report.data import State
@@ -177,11 +177,12 @@ class Run:
         self._record_command()
         self._metrics.write(self._metrics_file)
         self.upload_report()
-        adapter.assemble(chosen, inputs.dataset / CHAT_TEMPLATE_FILE, self._scratch / "adapter", config.model.source)
+        adapter.assemble(chosen, inputs.dataset, self._scratch / "adapter", config.model.source)
         details = {
             "loraRank": config.tuning.lora.rank,
             "modelType": inputs.model_type,
             "template": inputs.template,
+            "reasons": dataset.details.get("reasons"),
             "system": config.dataset.system,
             "maxLength": config.training.max_length,
             "computeDtype": command.dtype(config.tuning, self._start.hardware),

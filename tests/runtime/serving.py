@@ -1,0 +1,95 @@
+"""Steps in containers of the images, for tests on a machine that has both of them."""
+
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_runtime.contract.base import Model
+from finetune_runtime.contract.config import ServeConfig
+from finetune_runtime.contract.result import StepResult
+from tests.runtime.support import ROOT, answers, wait_for
+
+PORT = 8000
+
+
+class Pod:
+    """A step in a container of an image, as user 10001; `directory` is mounted at /w."""
+
+    def __init__(self, image: str, step: str, config: Model, directory: Path, environment: Mapping[str, str]) -> None:
+        self.directory, self.step = directory, step
+        (directory / f"{step}.json").write_text(json.dumps(config.dump()))
+        paths = {
+            "PYTHONPATH": "/src/images/runtime",
+            "FINETUNE_CONFIG": f"/w/{step}.json",
+            "FINETUNE_TERMINATION_LOG": f"/w/{step}.message",
+            "FINETUNE_SCRATCH": f"/w/scratch-{image}",
+            "FINETUNE_SOURCES": "/w/sources",
+        }
+        self.command = [str(ROOT / "images/run.sh"), image, "--mount", f"{ROOT}:/src:ro", "--mount", f"{directory}:/w", "--workdir", "/w"]
+        for name, value in {**paths, **environment}.items():
+            self.command += ["--env", f"{name}={value}"]
+        self.log = directory / f"{step}.log"
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*self.command, "--", "python3", "-m", "finetune_runtime", self.step], stdout=log, stderr=subprocess.STDOUT, process_group=0
+            )
+
+    def run(self) -> StepResult:
+        code = self.start().wait(300)
+        assert code == 0, self.log.read_text()[-4000:]
+        return StepResult.model_validate_json((self.directory / f"{self.step}.message").read_text())
+
+    def ready(self) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*self.command, "--", "python3", "-m", "finetune_runtime", "ready"], capture_output=True, text=True, check=False)
+
+
+def pod_directory(found: Path) -> Path:
+    """Makes the directory writable for the images' user, with a scratch volume for each image."""
+    for path in (found, *(found / name for name in ("sources", "sources/pvc", "sources/pvc/data"))):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o777)
+    for path in (found.parent, found.parent.parent):
+        path.chmod(0o755)
+    for name in ("trainer-test", "inference-cpu"):
+        (found / f"scratch-{name}").mkdir()
+        (found / f"scratch-{name}").chmod(0o777)
+    return found
+
+
+class Endpoint:
+    """A serving pod whose engine can be started and ended."""
+
+    def __init__(self, config: ServeConfig, directory: Path) -> None:
+        self.pod = Pod("inference-cpu", "serve", config, directory, {})
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, until: Callable[["subprocess.CompletedProcess[str]"], bool]) -> None:
+        """Until the answer of the readiness probe is as wanted."""
+        process = self.process = self.pod.start()
+        started = time.monotonic()
+        wait_for("health", lambda: answers(f"http://127.0.0.1:{PORT}/health") or process.poll() is not None, 300)
+        wait_for("readiness", lambda: until(self.pod.ready()) or process.poll() is not None, 60)
+        print(f"ready after {time.monotonic() - started:.1f} s")
+        assert process.poll() is None, self.pod.log.read_text()[-6000:]
+
+    def stop(self) -> None:
+        """As the kubelet does: SIGTERM for the engine's first process alone, which images/run.sh passes on."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait(90)
+
+
+def is_ready(probe: "subprocess.CompletedProcess[str]") -> bool:
+    return probe.returncode == 0
+
+
+def post(path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
