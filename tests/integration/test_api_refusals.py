@@ -177,6 +177,8 @@ JUDGE = {"endpoint": "http://judge.team.svc/v1", "model": "judge"}
 ADAPTER = {"uri": "s3://models/a", "manifestSha256": "a" * 64}
 REFUSED_ENDPOINTS = [
     pytest.param({"strategy": {"type": "Canary"}}, "spec.strategy.type", f"a rollout by shares of the traffic {NOT_YET}", id="a canary"),
+    pytest.param({"servedName": "base"}, "spec.servedName", "'base' is the base model's name: choose another one", id="the base model's name"),
+    pytest.param({"servedName": "a=b"}, "spec.servedName", "should match", id="a name that engines take for a pair"),
     pytest.param({"version": ""}, "spec.version", "at least 1 chars long", id="a pin to nothing"),
     pytest.param({"keepPrevious": 11}, "spec.keepPrevious", "less than or equal to 10", id="too many previous versions"),
     pytest.param({"gate": {"judge": JUDGE}}, "spec.gate.prompts", "need prompts or promptsFrom", id="a judge with nothing to rate"),

@@ -54,7 +54,7 @@ class EndpointUsers(Users):
 
     def _shape(self) -> Raw:
         random = self._world.random
-        return {"replicas": random.choice((0, 1, 1, 2, 3)), "keepPrevious": random.choice((0, 1, 2)), "strategy": self._strategy()}
+        return {"replicas": random.choice((0, 1, 1, 1, 2, 3)), "keepPrevious": random.choice((0, 1, 2)), "strategy": self._strategy()}
 
     def _candidate(self) -> Raw:
         """An adapter that somebody made elsewhere, or one that was proposed before."""
@@ -88,7 +88,7 @@ class EndpointUsers(Users):
             super().act()
             return
         weights: list[tuple[int, Callable[[Raw], None]]] = [
-            (8, self._propose), (4, self._pin), (3, self._unpin), (3, self._regate), (2, self._restrategy), (2, self._scale), (1, self._keep), (1, self._content),
+            (10, self._propose), (3, self._pin), (4, self._unpin), (3, self._regate), (2, self._restrategy), (2, self._scale), (1, self._keep), (1, self._content),
             (1, self._flip_rollback), (1, self._kill_pod), (1, self._damage), (1, self._redirect), (1, self._resize), (1, self._take_service), (1, self._drop),
         ]  # fmt: skip
         chosen = self._world.random.choices([w[1] for w in weights], [w[0] for w in weights])[0]

@@ -87,8 +87,8 @@ def endpoint_weather(random: Random, kinds: tuple[str, ...]) -> Weather:
     found.jobs = random.choice((0, 0, 1, 2))
     found.bad_versions = random.choice((0.0, 0.3, 0.6))
     found.gates = random.choice((0.0, 0.4, 0.8))
-    found.pod_failure = min(found.pod_failure, random.choice((0.0, 0.2, 0.6)))
-    found.edits = random.choice((2, 5, 10, 20))
+    found.pod_failure = random.choice((0.0, 0.1, 0.5))
+    found.edits, found.window = random.choice((2, 5, 10, 20)), random.choice((400.0, 1500.0, 1500.0))
     return found
 
 

@@ -31,7 +31,7 @@ class Nature:
     quality: float = 1.0
 
 
-_KINDS = ("mute", "crashes", "falters", "crashes later", "crashes later", "unreadable", "slow storage")
+_KINDS = ("mute", "crashes", "falters", "crashes later", "crashes later", "crashes later", "crashes later", "unreadable", "slow storage")
 GOOD = Nature()
 
 
@@ -143,7 +143,10 @@ class Server:
         else:
             self.container = names.CONTAINER
             crashes = self.nature.kind == "crashes" or (self.nature.kind == "falters" and self.stay.restarts < 2)
-            self._after(self.servers.world.delay(5, 80), (lambda: self.leave(1)) if crashes else self.loaded)
+            if crashes:
+                self._after(self.servers.world.delay(1, 20), lambda: self.leave(1))
+            else:
+                self._after(self.servers.world.delay(5, 80), self.loaded)
 
     def loaded(self) -> None:
         """The engine has read the model."""

@@ -10,7 +10,7 @@ from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, 
 
 from .jobstatus import FineTuneJobStatus
 from .meta import NAME_RULES, ObjectName
-from .serving import Engine, PodToleration, ServingQuantization, ServingResources, Strategy
+from .serving import Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
 
 LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
@@ -79,9 +79,7 @@ class Inference(Model):
     max_length: int | None = Field(
         default=None, ge=16, le=1048576, description="Longest conversation in tokens, prompt and answer; absent: training.maxLength."
     )
-    served_name: str = Field(
-        default="", max_length=128, description="Model name in the OpenAI API; empty: the endpoint's name. The base model is always served as 'base'."
-    )
+    served_name: ServedName = ""
     resources: ServingResources = Field(default=ServingResources(), description="What a serving pod gets.")
     strategy: Strategy = Field(default=Strategy(), description="How one version replaces another; for an endpoint that this job makes.")
     keep_previous: int = Field(default=0, ge=0, le=10, description="Previous versions whose pods are kept; for an endpoint that this job makes.")

@@ -10,7 +10,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, F
 from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
 from .meta import NAME_RULES, Condition
-from .serving import Engine, ServingQuantization, ServingResources, Strategy
+from .serving import Engine, ServedName, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -33,9 +33,7 @@ class ModelEndpointSpec(Model):
     quantization: ServingQuantization = "AsTrained"
     replicas: int = Field(default=1, ge=0, le=1000, description="Serving pods.")
     max_length: int = Field(default=1024, ge=16, le=1048576, description="Longest conversation in tokens, prompt and answer together.")
-    served_name: str = Field(
-        default="", max_length=128, description="Model name in the OpenAI API; empty: the endpoint's name. The base model is always served as 'base'."
-    )
+    served_name: ServedName = ""
     resources: ServingResources = Field(default=ServingResources(), description="What a serving pod gets.")
     strategy: Strategy = Field(default=Strategy(), description="How one version replaces another.")
     gate: Evaluation | None = Field(default=None, description="Checks that a version must pass before it gets traffic; absent: none.")

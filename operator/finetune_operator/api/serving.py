@@ -5,11 +5,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune_runtime.contract.base import Model, Quantity
+from finetune_runtime.contract.config import SERVED_BASE
 from finetune_runtime.contract.spec import not_yet, rules
 
 from .meta import ObjectName
 
 PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+
+ServedName = Annotated[
+    str,
+    Field(
+        max_length=128,
+        pattern=r"^([A-Za-z0-9][-A-Za-z0-9_./:@]*)?$",
+        description="Model name in the OpenAI API; empty: the endpoint's name. The base model is always served as 'base'.",
+        json_schema_extra={
+            "x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]
+        },
+    ),
+]
 
 
 class ServingResources(Model):
