@@ -128,6 +128,15 @@ class TestGivenUp:
         story.look()
         assert (story.version("b")["reason"], "trained on another base" in story.version("b")["message"]) == ("FetchFailed", True)
 
+    def test_a_wrong_adapter_is_cured_by_a_right_one(self) -> None:
+        story = self.story()
+        broken = ended(20, result("fetch", "InvalidConfig", "trained on another base"), container="fetch")
+        story.pods = [serving_pod(story.name("b"), waiting_reason="CrashLoopBackOff", restarts=1, ended=broken)]
+        story.look()
+        story.pods = []
+        story.serving("c")
+        assert (story.roles(), story.status["reason"]) == ({"c": "Current", "a": "Previous", "b": "Rejected"}, "Ready")
+
     def test_nothing_is_given_up_without_auto_rollback(self) -> None:
         story = self.story(autoRollback=False, strategy={"timeoutSeconds": 60})
         story.pods = [crashing(story.name("b"), 50)]
