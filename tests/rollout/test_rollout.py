@@ -20,7 +20,7 @@ from .watching import Traffic, users
 
 PORT = 18114
 GPUS = 6  # two versions and what is kept of a third
-WATCH = 45  # seconds
+WATCH = 75  # seconds: the crash and what follows from it took 27 on two cores with much else to do
 pytestmark = pytest.mark.timeout(1500)  # three trainings, and the start of three versions
 
 
@@ -98,7 +98,7 @@ def test_no_request_fails_through_rollouts_and_rollbacks(jobs: Jobs, gpus: None,
         jobs.phase("Succeeded", 300, "red")
         desk.propose("red", jobs.status("red")["artifact"]["adapter"])
         red = rollouts.has_traffic("red", 400)["name"]
-        traffic.hears(sentence("red"), WATCH - 15)
+        traffic.hears(sentence("red"), WATCH - 40)
         tally.rollouts += 1
         crashed = crash(desk, red)
         status = desk.status()

@@ -52,7 +52,7 @@ def waiting(pod: PodView) -> Fault | None:
             return Fault(Reason.SECRET_NOT_FOUND, f"Secret {key[2]} has no key {key[1]}: add it, and the job goes on by itself")
         return Fault(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be set up: {pod.waiting_message}")
     if pod.waiting_reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
-        return Fault(Reason.CRASH_LOOP, f"the container does not stay up: {_words(pod.ended) if pod.ended else pod.waiting_message}")
+        return Fault(Reason.CRASH_LOOP, f"the container does not stay up: {failure(pod.ended, '').message if pod.ended else pod.waiting_message}")
     if pod.unschedulable:
         claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable)
         if claim:

@@ -15,7 +15,7 @@ from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 from finetune_runtime.contract.result import Exit
 
-from .faults import Fault, result, waiting
+from .faults import Fault, failure, result, waiting
 from .gate import Gate, Verdict, evaluation, recorded
 from .types import EndpointState
 from .versions import Target, Versions
@@ -109,9 +109,12 @@ def watch(rollout: Rollout, asked: str) -> None:
     if left <= 0:
         return
     rollout.due.append(left)
-    crash = _crash(rollout.pods(current.name), restarts=1)
-    view = rollout.deployment(previous[0].name)
-    if crash is None or (spec.strategy.type != "Recreate" and not (view and view.ready)):
+    pods, there, view = rollout.pods(current.name), rollout.deployment(current.name), rollout.deployment(previous[0].name)
+    can_answer = bool(view and view.ready)
+    crash = _crash(pods, restarts=1)
+    if crash is None and can_answer and there and not there.ready:
+        crash = _crashed(pods)  # nobody is answered while the kubelet tries again, and the old pods are still there
+    if crash is None or (spec.strategy.type != "Recreate" and not can_answer):
         return
     message = f"version {current.name} got the traffic and crashed, version {previous[0].name} has it again: {crash.message}"
     versions.move(current, "Rejected", crash.reason, message, served=True, asked=asked)
@@ -171,6 +174,12 @@ def _crash(pods: Iterable[PodView], *, restarts: int) -> Fault | None:
         if pod.restarts >= restarts and fault and fault.reason == Reason.CRASH_LOOP:
             return Fault(Reason.CRASH_LOOP, f"pod {pod.name}: {fault.message}")
     return None
+
+
+def _crashed(pods: Iterable[PodView]) -> Fault | None:
+    """A pod that ended by itself, once."""
+    found = next((p for p in pods if p.restarts and p.ended and p.ended.exit_code and not p.disruption), None)
+    return Fault(Reason.CRASH_LOOP, f"pod {found.name}: {failure(found.ended, '').message}") if found else None
 
 
 def why(rollout: Rollout, version: str) -> Fault:

@@ -190,6 +190,22 @@ class TestWatch:
         story.look(seconds)
         assert (story.traffic(), story.roles()["b"]) == (story.name("b"), "Current")
 
+    def test_one_crash_is_enough_when_nobody_else_answers(self) -> None:
+        story = self.story()
+        story.ready[story.name("b")] = 0
+        killed = ended(137, "INFO loading", "OOMKilled")
+        story.pods = [serving_pod(story.name("b"), restarts=1, running=True, ended=killed)]
+        story.look(30)
+        assert (story.traffic(), story.roles()["b"]) == (story.name("a"), "Rejected")
+        assert "raise spec.resources.memory" in story.version("b")["message"]
+
+    def test_an_evicted_pod_is_not_the_versions_fault(self) -> None:
+        story = self.story()
+        story.ready[story.name("b")] = 0
+        story.pods = [serving_pod(story.name("b"), disruption="EvictionByEvictionAPI", restarts=1, ended=ended(143, ""))]
+        story.look(30)
+        assert story.roles()["b"] == "Current"
+
     def test_traffic_never_goes_back_to_pods_that_do_not_answer(self) -> None:
         story = self.story()
         story.ready[story.name("a")] = 0
