@@ -60,7 +60,7 @@ class Operator:
     def start(self) -> None:
         with self._log.open("ab") as out:
             self._process = subprocess.Popen([sys.executable, "-m", "finetune_operator"], env=self.environment, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-        wait("the operator is ready", self.ready, 30)
+        wait("the operator is ready", self.ready, 90)
 
     @property
     def running(self) -> bool:
