@@ -32,7 +32,7 @@ class Process:
         self._world, self._api, self._weather = world, api, conditions
         self.requests = Requests(world.random, conditions)
         self.cluster = ModelCluster(world, api, conditions, self.requests)
-        self.starts = 0
+        self.starts, self.since = 0, world.now
         self.running = False
         self._skew = 0.0
         self.version = 1
@@ -66,7 +66,7 @@ class Process:
     def start(self) -> None:
         """A new process: an empty memory, a new certificate, perhaps a new version."""
         world = self._world
-        self.starts += 1
+        self.starts, self.since = self.starts + 1, world.now
         self.running = True
         self.waiting: set[Key] = set()
         self.active: dict[Key, Round] = {}

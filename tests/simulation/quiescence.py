@@ -12,12 +12,14 @@ def _deploys(raw: Raw, api: Api) -> bool:
     """Whether a job that waits for its endpoint waits for one that has its candidate and is held up (see endpoint_rest), or pinned by somebody."""
     told = raw["status"].get("endpoint") or {}
     endpoint = api.get("ModelEndpoint", (raw["metadata"]["namespace"], told.get("name", "")))
-    if endpoint is None or (endpoint["spec"].get("candidate") or {}).get("jobUid") != raw["metadata"]["uid"]:
+    if endpoint is None:
         return False
     progress = next((c for c in endpoint["status"].get("conditions") or () if c["type"] == "Progressing"), {"status": "False", "reason": ""})
-    if raw["status"].get("reason") == "Pinned":
-        return "version" in endpoint["spec"]
-    return progress["status"] == "True" or progress["reason"] == "NameConflict"
+    if progress["reason"] == "NameConflict":
+        return True  # nothing of the endpoint changes, so neither does what is recorded of its versions
+    if (endpoint["spec"].get("candidate") or {}).get("jobUid") != raw["metadata"]["uid"]:
+        return False
+    return "version" in endpoint["spec"] if raw["status"].get("reason") == "Pinned" else bool(progress["status"] == "True")
 
 
 def waits_for(raw: Raw, api: Api, kubelets: Kubelets, kueue: Kueue) -> bool:

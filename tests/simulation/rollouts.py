@@ -106,7 +106,9 @@ class Rollouts:
         return self._fitness.setdefault(version, Fitness())
 
     def _left_alone(self) -> bool:
-        return self._world.now > self.meddled + HEALED
+        """Whether what somebody did by hand is put right by now, by a process that had the time to do so."""
+        never = self.meddled == float("-inf")
+        return never or self._world.now > max(self.meddled, self._process.since) + HEALED
 
     # The record
 
@@ -179,7 +181,8 @@ class Rollouts:
         if [to] != current:  # or it is only put where it belongs
             self._has_answered(endpoint, to)
             self._has_passed(endpoint, to, before)
-        if self._left_alone() and self._promised(endpoint) and self._of(before).answering and self._silent(to):
+        recorded = before in self._history[endpoint["metadata"]["uid"]].served  # or a crash came between the traffic and the record of it
+        if recorded and self._left_alone() and self._promised(endpoint) and self._of(before).answering and self._silent(to):
             fail("an endpoint keeps answering", f"traffic moves from {before}, which answers, to {to}, of which no pod does")
 
     def _promised(self, endpoint: Raw) -> bool:

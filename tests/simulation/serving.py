@@ -90,13 +90,17 @@ class Servers:
         self.adapters = Adapters(world, conditions)
         self.broken = False
         self.listener: Listener
+        self.served: dict[str, str] = {}  # digest of the adapter by version
         self._mute: list[Server] = []
 
     def start(self, pod: Raw, here: Container, leave: EXIT) -> "Server | Interview":
         """The containers start with the configuration that is mounted now."""
         config = self.api.get("ConfigMap", (here.key[0], config_of(pod)))
         text = config["data"]["config.json"] if config else "{}"
-        return Server(self, pod, here, leave, self.adapters.of(adapter_of(text))) if here.stay else Interview(self, pod, leave, asked_of(text))
+        if not here.stay:
+            return Interview(self, pod, leave, asked_of(text))
+        digest = self.served[pod["metadata"]["labels"][names.LABEL_VERSION]] = adapter_of(text)
+        return Server(self, pod, here, leave, self.adapters.of(digest))
 
     def wait(self, server: "Server") -> None:
         """It would answer if engines were not broken."""
@@ -193,8 +197,7 @@ class Interview:
         elif not serves:
             self._end(Exit.CRASH, Reason.ENDPOINT_UNAVAILABLE)
         else:
-            served = self.servers.api.get("ConfigMap", self._at())
-            quality = self.servers.adapters.of(adapter_of(served["data"]["config.json"])).quality if served else 0.0
+            quality = self.servers.adapters.of(self.servers.served[config.version]).quality
             passed = all(opens(gate, config.eval_loss, quality) for gate in config.gates)
             self.servers.listener.asked(config, passed=passed)
             result = EvaluationResult(passed=passed, reasons=[] if passed else [f"pass rate {quality}"], prompts=1, repeats=3)

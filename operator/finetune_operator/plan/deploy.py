@@ -136,5 +136,6 @@ def _decided(under_way: Deploy, endpoint: EndpointView, mine: VersionStatus | No
         message = f"ModelEndpoint {name} is pinned to version {endpoint.spec.version}: remove its spec.version to let this one through"
         return replace(state, deployed=Stated("Unknown", Reason.PINNED, message))
     # What the endpoint says of itself counts where something holds it up; how it gets on is its own story.
-    held = next((c for c in endpoint.status.conditions if c.type == "Progressing" and c.status == "True" and c.reason not in _WELL), None)
+    told = next((c for c in endpoint.status.conditions if c.type == "Progressing"), None)
+    held = told if told and ((told.status == "True" and told.reason not in _WELL) or told.reason == Reason.NAME_CONFLICT) else None
     return replace(state, deployed=Stated("Unknown", held.reason, held.message)) if held else state
