@@ -93,7 +93,7 @@ def little_memory(desk: Endpoint) -> None:
 
 HOPELESS = [
     pytest.param(nowhere, "FetchFailed", "holds no committed adapter", 120, id="an adapter that is not there"),
-    pytest.param(little_memory, "NotReadyInTime", "OOMKilled", 180, id="an engine that its memory limit kills"),
+    pytest.param(little_memory, "NotReadyInTime", "raise spec.resources.memory", 180, id="an engine that its memory limit kills"),
 ]
 
 
