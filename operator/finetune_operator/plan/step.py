@@ -17,6 +17,7 @@ from .faults import Failure, failure, result, waiting
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
 RESULT_PATIENCE = 15.0
+SOON = 0.2  # seconds to a look that only has to come after the status is written
 
 
 class Stand(Enum):
@@ -77,7 +78,11 @@ def _failed(failed: Failure, record: Attempt, failures: int, retries: Retries, n
         tried = f" (attempt {record.number}; spec.retries.limit is {retries.limit})"
         return StepState(Stand.FAILED, record.number, failed.reason, failed.message + tried, record, failures)
     # Faults that do not count (unreachable storage) still wait longer each time: by the number of the attempt.
-    return _after_failure(record, failures, retries, now, waited=record.number)
+    state = _after_failure(record, failures, retries, now, waited=record.number)
+    if state.stand is not Stand.START:
+        return state
+    # On record first: a Job that is made before would hide this failure from an operator that is started anew in between.
+    return replace(state, stand=Stand.WAIT, number=record.number, reason=failed.reason, retry_in=SOON)
 
 
 def _interruption(pod: PodView, preempted: str) -> str:

@@ -301,6 +301,16 @@ class TestSuspend:
         assert condition(plan, "Suspended")["status"] == "False"
 
 
+def test_a_failure_is_on_record_before_the_next_attempt_is_made() -> None:
+    seen = state(PREPARED_STEP, failed(TRAIN, 1, result("train", "TrainingCrashed", "boom")))
+    first = decide(seen, SETTINGS, NOW + 1000)  # long due: the operator was away
+    assert (names(first.create), first.status["failures"], first.status["attempts"][-1]["reason"]) == ([], {"Train": 1}, "TrainingCrashed")
+    assert first.requeue_after is not None
+    assert first.requeue_after < 1
+    told = replace(seen, status=type(seen.status).model_validate(first.status))
+    assert names(decide(told, SETTINGS, NOW + 1001).create) == ["Job/support-train-2"]
+
+
 class TestConflicts:
     def test_a_taken_name_is_stated_and_nothing_is_started(self) -> None:
         plan = settle(state(conflicts=("Job support-prep-1",)))
