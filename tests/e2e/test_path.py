@@ -61,14 +61,14 @@ def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs,
 
 
 def test_retraining_rolls_the_same_endpoint_to_the_new_version(jobs: Jobs) -> None:
-    inference = {"endpoint": "desk", "engine": "Swift", "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}}
+    inference = {"endpoint": "desk", "engine": "Swift", "strategy": {"watchSeconds": 20}, "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}}
     short = {"epochs": 1, "learningRate": "1e-3", "maxLength": 256, "effectiveBatchSize": 8}
     jobs.submit("first", inference=inference, training=short)
     jobs.phase("Succeeded", 240, "first")
     jobs.submit("second", inference=inference, training={**short, "seed": 7})
     jobs.phase("Succeeded", 240, "second")
     endpoint = get("modelendpoint", "desk", jobs.namespace)
-    assert [(v["role"], v["job"]) for v in endpoint["status"]["versions"]] == [("Current", "second")]
+    assert [(v["role"], v["job"]) for v in endpoint["status"]["versions"]] == [("Current", "second"), ("Previous", "first")]
     wait("only the new version has pods", lambda: len(items("deployments", jobs.namespace)) == 1, 60)
     kubectl("-n", jobs.namespace, "delete", "finetunejobs", "--all")
     assert get("modelendpoint", "desk", jobs.namespace)["status"]["conditions"][0]["status"] == "True"
