@@ -30,7 +30,7 @@ stage types make --no-print-directory types
 stage layers make --no-print-directory layers
 stage unit make --no-print-directory unit
 stage simulation .venv/bin/pytest tests/simulation
-stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-5000}"
+stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-10000}"
 stage generated make --no-print-directory generated
 stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3
 stage runtime make --no-print-directory runtime

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_operator import clock
 from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_job
+from finetune_operator.plan.versions import HISTORY
 from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.evaluation import Evaluation
 
@@ -140,7 +141,9 @@ class Rollouts:
             if was != now:
                 self_.hits.add(f"version {was or 'new'} -> {now or 'forgotten'}")
                 written_off = (was, now) == ("Current", "Retired") and version in self.deleted
-                if now not in ROLES[was] and not written_off:
+                # Of many that retire at once only the last ones stay on record.
+                pushed_out = (was, now) == ("Previous", "") and sum(v["role"] in ("Rejected", "Retired") for v in after.values()) >= HISTORY
+                if now not in ROLES[was] and not written_off and not pushed_out:
                     fail("roles change along their ways", f"{version} of {name}: {was or 'new'} -> {now or 'forgotten'}")
                 if (was, now) == ("Previous", "Retired") and version not in self.deleted and raw["metadata"]["namespace"] not in self._api.terminating:
                     self._let_go(raw, version, after)

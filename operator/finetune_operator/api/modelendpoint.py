@@ -97,7 +97,7 @@ class ModelEndpointStatus(Model):
     replicas: int = Field(default=0, description="Pods of the current version.")
     selector: str = Field(default="", description="Label selector of the endpoint's pods.")
     reason: str = Field(default="", description="Reason of the condition that matters now.")
-    versions: list[VersionStatus] = Field(default=[], max_length=16, description="Versions that have pods, and the last ones that had.")
+    versions: list[VersionStatus] = Field(default=[], max_length=20, description="Versions that have pods, and the last ones that had.")
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

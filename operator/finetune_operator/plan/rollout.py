@@ -126,12 +126,15 @@ def retire(rollout: Rollout) -> None:
     spec, current = rollout.seen.spec, rollout.versions.current
     if current is None:
         return
-    left = max(SWITCH_SECONDS, spec.strategy.watch_seconds) - rollout.age(current)
-    previous = rollout.versions.having("Previous")
-    if previous and left > 0:
-        rollout.due.append(left)
+    previous, age = rollout.versions.having("Previous"), rollout.age(current)
+    waits = [seconds - age for seconds in (SWITCH_SECONDS, spec.strategy.watch_seconds) if seconds > age]
+    if previous and waits:
+        rollout.due.append(min(waits))
+    if age < SWITCH_SECONDS:
         return
-    for version in previous[spec.keep_previous :]:
+    # While the one is watched the other stands by; those before it need not, however fast versions follow each other.
+    keep = max(1, spec.keep_previous) if age < spec.strategy.watch_seconds else spec.keep_previous
+    for version in previous[keep:]:
         rollout.versions.move(version, "Retired", served=True)
 
 

@@ -71,6 +71,15 @@ class TestBlueGreen:
         assert [r.name for r in plan.delete] == [lost, lost, f"{lost}-gate", lost]
         assert (story.version("b")["role"], story.version("b")["reason"]) == ("Retired", "Superseded")
 
+    def test_however_fast_versions_follow_each_other_only_the_last_one_stands_by(self) -> None:
+        story = Story(strategy={"watchSeconds": 3600})
+        first, second = story.serving("a"), story.serving("b")
+        story.look(60)
+        third = story.serving("c")
+        assert set(story.replicas) == {first, second, third}
+        story.look(10)
+        assert (story.roles(), set(story.replicas)) == ({"c": "Current", "b": "Previous", "a": "Retired"}, {second, third})
+
 
 class TestRecreate:
     def test_the_new_pods_come_when_the_old_ones_have_ended(self) -> None:
