@@ -6,7 +6,6 @@ from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build import config as build_config
 from finetune_operator.build import evaluation as build_evaluation
 from finetune_operator.build import serving
-from finetune_operator.observe import DeploymentView
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
@@ -53,10 +52,16 @@ def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, se
     )
 
 
-def _all_of(found: DeploymentView) -> tuple[Ref, ...]:
-    """Everything that was made for a version."""
-    config = Ref("v1", "ConfigMap", names.evaluation_config(found.name))
-    return (Ref("v1", "Service", found.name), Ref("v1", "ConfigMap", found.name), config, Ref("apps/v1", "Deployment", found.name, found.uid))
+def _all_of(version: str, uid: str = "") -> tuple[Ref, ...]:
+    """Everything that was made for a version. `uid`: of its Deployment."""
+    config = Ref("v1", "ConfigMap", names.evaluation_config(version))
+    return (Ref("v1", "Service", version), Ref("v1", "ConfigMap", version), config, Ref("apps/v1", "Deployment", version, uid))
+
+
+def _given_up(rollout: Rollout) -> list[str]:
+    """Versions that had objects until now. Their Deployment may be gone already, by somebody's hand."""
+    past = {v.name for v in rollout.versions.having("Rejected", "Retired")}
+    return [v.name for v in rollout.seen.status.versions if v.name in past and v.role not in ("Rejected", "Retired")]
 
 
 def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
@@ -95,7 +100,8 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     keep = {v.name for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
-    delete = [ref for d in over for ref in _all_of(d)]
+    delete = [ref for d in over for ref in _all_of(d.name, d.uid)]
+    delete += [ref for name in _given_up(rollout) if name not in {d.name for d in over} for ref in _all_of(name)]
     asked = _evaluation(rollout, wanted, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
@@ -153,7 +159,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         retire(rollout)
         _write_off(rollout, settings)
         plan = _plan(rollout, wanted, settings)
-        if not seen.live and (plan.delete or _roles(status.versions) != _roles(rollout.versions.all())):
+        if not seen.live and (plan.create or plan.delete or _roles(status.versions) != _roles(rollout.versions.all())):
             return Plan(look=True, status=status.dump())
         ready, fault = _readiness(rollout, settings)
         conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
