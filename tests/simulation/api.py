@@ -43,6 +43,7 @@ class Api:
         self._listeners: dict[str, list[Listener]] = {}
         self._version = 0
         self.uids: set[str] = set()  # of objects that exist
+        self.taken_over: set[str] = set()  # UIDs of what somebody made between the look of the operator and its apply
         self.terminating: set[str] = set()  # namespaces being deleted
         self.effects = 0
 

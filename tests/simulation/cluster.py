@@ -99,8 +99,11 @@ class ModelCluster(Cluster):
             raise ViolationError("a Job is made once", f"Job {body['metadata']['name']} is applied again, which would undo what Kueue changed")
 
         def do() -> Body:
-            if body["metadata"].get("ownerReferences") and not self._unheard_of(body):
+            unheard_of = self._unheard_of(body)
+            if body["metadata"].get("ownerReferences") and not unheard_of:
                 self._ours(body["kind"], key_of(body), "applies")
+            if unheard_of and (found := self._api.get(body["kind"], key_of(body))):
+                self._api.taken_over.add(found["metadata"]["uid"])
             return self._api.apply(body)
 
         return await self._ask(f"apply {body['kind']} {body['metadata']['name']}", do, write=True)

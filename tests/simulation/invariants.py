@@ -272,5 +272,5 @@ class Invariants:
             for child in self._api.all(kind):
                 ours = (child["metadata"].get("labels") or {}).get(LABEL_MANAGED_BY) == FIELD_MANAGER
                 reference = controller_of(child)
-                if ours and (reference is None or reference["uid"] not in self._api.uids):
+                if ours and child["metadata"]["uid"] not in self._api.taken_over and (reference is None or reference["uid"] not in self._api.uids):
                     fail("no orphans", f"{kind} {child['metadata']['name']} has no owner")
