@@ -16,6 +16,7 @@ from .types import Body, EndpointView, JobState
 
 # The endpoint gets on by itself; all else that it says of its progress holds it up.
 _WELL = (Reason.STARTING, Reason.ROLLING_OUT)
+_LET_THROUGH = "it got the traffic without passing this gate, because the endpoint's spec.version named it; remove spec.version to go by the gate again"
 _ROLES = ("Current", "Candidate", "Previous", "Rejected", "Retired")
 
 
@@ -126,7 +127,7 @@ def _decided(under_way: Deploy, endpoint: EndpointView, mine: VersionStatus | No
     if mine and mine.trusted and mine.role != "Rejected":
         serves = f"ModelEndpoint {name} serves this adapter at {under_way.endpoint.url if under_way.endpoint else ''}"
         # Evaluated stays as it is where somebody let the version through by naming it.
-        passed = state.evaluated if state.evaluated and state.evaluated.status == "True" else state.evaluated and Stated("True", Reason.PINNED, "let through")
+        passed = state.evaluated if state.evaluated and state.evaluated.status == "True" else state.evaluated and Stated("True", Reason.PINNED, _LET_THROUGH)
         return replace(state, evaluated=passed, deployed=Stated("True", Reason.DEPLOYED, serves))
     if mine and mine.role == "Rejected":
         return replace(state, deployed=Stated("False", mine.reason or Reason.CRASH_LOOP, mine.message or ""))

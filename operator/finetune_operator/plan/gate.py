@@ -10,10 +10,8 @@ from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 
 from .faults import result, waiting
+from .step import RESULT_PATIENCE
 from .versions import Target
-
-# A Job can be seen as complete before its pod is: wait this long before its result counts as lost.
-RESULT_PATIENCE = 15.0
 
 
 class Gate(Enum):

@@ -13,9 +13,8 @@ from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.observe import DeploymentView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
-from finetune_runtime.contract.result import Exit
 
-from .faults import Fault, failure, result, waiting
+from .faults import Fault, failure, waiting
 from .gate import Gate, Verdict, evaluation, recorded
 from .types import EndpointState
 from .versions import Target, Versions
@@ -24,7 +23,6 @@ from .versions import Target, Versions
 SWITCH_SECONDS = 5.0
 # Crashes of one pod after which a version that has never answered is given up.
 MAX_RESTARTS = 5
-_FINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)
 
 
 @dataclass(slots=True)
@@ -205,7 +203,8 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
     if not spec.auto_rollback:
         return
     left = spec.strategy.timeout_seconds - rollout.age(candidate)
-    hopeless = next((Fault(t.reason, t.message) for p in pods if p.ended and p.ended.exit_code in _FINAL and (t := result(p.ended))), None)
+    ends = (failure(p.ended, "") for p in pods if p.ended and p.ended.exit_code)
+    hopeless = next((Fault(end.reason, end.message) for end in ends if end.terminal), None)
     if crash := hopeless or _crash(pods, restarts=MAX_RESTARTS):
         reason = Reason.FETCH_FAILED if hopeless else crash.reason
         _reject(rollout, candidate, target, Fault(reason, f"version {candidate.name} cannot be served: {crash.message}"))
