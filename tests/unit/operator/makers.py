@@ -1,6 +1,7 @@
 """Makers of observed state: each test says only what matters to it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from finetune_operator.api.finetunejob import FineTuneJob
@@ -8,6 +9,7 @@ from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpoint
 from finetune_operator.names import Step, step_job
 from finetune_operator.observe import DeploymentView, Ended, JobView, PodView
+from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import EndpointState, JobState, Plan
 from finetune_operator.settings import Settings
 
@@ -101,3 +103,17 @@ def condition(plan: Plan, kind: str) -> dict[str, Any]:
 
 def names(bodies: tuple[dict[str, Any], ...]) -> list[str]:
     return [f"{b['kind']}/{b['metadata']['name']}" for b in bodies]
+
+
+PREP, TRAIN = Step.PREPARE, Step.TRAIN
+PREPARED_STEP = done(PREP, PREPARED)
+TRAINED_STEP = done(TRAIN, TRAINED)
+
+
+def settle(seen: Any, now: float = NOW, rounds: int = 5) -> Plan:
+    """Decide until the status no longer changes: what users see at rest."""
+    plan = decide(seen, SETTINGS, now)
+    for _ in range(rounds):
+        seen = replace(seen, status=type(seen.status).model_validate(plan.status))
+        plan = decide(seen, SETTINGS, now)
+    return plan

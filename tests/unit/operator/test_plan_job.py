@@ -6,20 +6,19 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.jobstatus import Progress
-from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
-from finetune_operator.names import Step
 from finetune_operator.plan.job import decide
-from finetune_operator.plan.types import EndpointView, Plan, Ref
+from finetune_operator.plan.types import Plan, Ref
 
 from .makers import (
     ADAPTER,
     NOW,
-    PREPARED,
+    PREP,
+    PREPARED_STEP,
     RAN,
     SETTINGS,
-    SPEC,
     START,
-    TRAINED,
+    TRAIN,
+    TRAINED_STEP,
     condition,
     done,
     ended,
@@ -28,22 +27,9 @@ from .makers import (
     names,
     pod,
     result,
+    settle,
     state,
 )  # fmt: skip
-
-PREP, TRAIN = Step.PREPARE, Step.TRAIN
-PREPARED_STEP = done(PREP, PREPARED)
-TRAINED_STEP = done(TRAIN, TRAINED)
-
-
-def settle(seen: Any, now: float = NOW, rounds: int = 5) -> Plan:
-    """Decide until the status no longer changes: what users see at rest."""
-    plan = decide(seen, SETTINGS, now)
-    for _ in range(rounds):
-        seen = replace(seen, status=type(seen.status).model_validate(plan.status))
-        plan = decide(seen, SETTINGS, now)
-    return plan
-
 
 CASES: list[tuple[str, Any, str, str, list[str]]] = [
     ("a new job gets its configuration and a prepare pod", state(), "Preparing", "Starting", ["Job/support-prep-1"]),
@@ -320,114 +306,6 @@ class TestConflicts:
     def test_the_job_goes_on_once_the_name_is_free(self) -> None:
         status = settle(state(conflicts=("Job support-prep-1",))).status
         assert names(settle(state(status=status)).create) == ["Job/support-prep-1"]
-
-
-def view(candidate_uid: str = "", base: str = "s3://models/base", *, progressing: str = "", version: str | None = None, **record: Any) -> EndpointView:
-    """The endpoint as the job sees it. `record`: the version of the job itself."""
-    spec: dict[str, Any] = {"model": {"source": base}, "storage": SPEC["storage"], "version": version}
-    if candidate_uid:
-        spec["candidate"] = {"job": candidate_uid.removeprefix("uid-"), "jobUid": candidate_uid, "adapter": ADAPTER}
-    versions = [{"name": "v", "job": "support", "jobUid": "uid-1", "adapter": ADAPTER, **record}] if record else []
-    conditions = [{"type": "Progressing", "status": "True", "reason": progressing, "message": "m", "lastTransitionTime": START}] if progressing else []
-    status = ModelEndpointStatus.model_validate({"url": "http://support/v1", "versions": versions, "conditions": conditions})
-    return EndpointView(owner_uid="uid-1", spec=ModelEndpointSpec.model_validate(spec), status=status)
-
-
-class TestDeploy:
-    def seen(self, existing: EndpointView | None, status: dict[str, Any] | None = None, **inference: Any) -> Any:
-        return state(PREPARED_STEP, TRAINED_STEP, spec={"inference": inference}, endpoint=existing, status=status)
-
-    def test_an_endpoint_without_a_name_is_owned_by_the_job(self) -> None:
-        body = settle(self.seen(None)).create[0]
-        assert body["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
-        assert body["spec"]["candidate"]["adapter"] == ADAPTER
-
-    def test_an_endpoint_with_a_name_outlives_the_job(self) -> None:
-        body = settle(self.seen(None, endpoint="desk")).create[0]
-        assert body["metadata"]["name"] == "desk"
-        assert "ownerReferences" not in body["metadata"]
-
-    def test_an_existing_endpoint_gets_a_proposal_of_the_candidate_only(self) -> None:
-        plan = decide(self.seen(view("uid-another"), endpoint="desk"), SETTINGS, NOW)
-        assert [list(b["spec"]) for b in plan.propose] == [["candidate"]]
-        assert plan.status["endpoint"]["proposed"] is True
-
-    def test_an_endpoint_of_another_base_model_is_never_touched(self) -> None:
-        plan = settle(self.seen(view("uid-another", base="s3://models/other"), endpoint="desk"))
-        assert (plan.propose, condition(plan, "Deployed")["status"]) == ((), "False")
-
-    def test_the_job_succeeds_only_when_its_own_version_has_the_traffic(self) -> None:
-        assert settle(self.seen(view("uid-1", role="Candidate"))).status["phase"] == "Deploying"
-        plan = settle(self.seen(view("uid-1", role="Current")))
-        assert (plan.status["phase"], plan.status["endpoint"]["url"], plan.status["endpoint"]["version"]) == ("Succeeded", "http://support/v1", "v")
-
-    ENDS = (
-        ("given up", {"role": "Rejected", "reason": "CrashLoop", "message": "it crashes"}, "CrashLoop", "it crashes"),
-        ("given up after it had the traffic", {"role": "Rejected", "served": True, "reason": "CrashLoop", "message": "it crashes"}, "CrashLoop", "it crashes"),
-        ("overtaken", {"role": "Retired", "reason": "Superseded"}, "Superseded", "was given another version by job another"),
-    )
-
-    @pytest.mark.parametrize(("record", "reason", "words"), [c[1:] for c in ENDS], ids=[c[0] for c in ENDS])
-    def test_the_job_fails_with_its_version(self, record: dict[str, Any], reason: str, words: str) -> None:
-        plan = settle(self.seen(view("uid-another", **record), endpoint="desk"))
-        assert (plan.status["phase"], plan.status["reason"], plan.propose) == ("Failed", reason, ())
-        assert words in plan.status["message"]
-
-    def test_a_job_proposes_once_and_gives_way_to_the_next(self) -> None:
-        first = settle(self.seen(view("uid-another"), endpoint="desk"))
-        told = settle(self.seen(view("uid-1"), first.status, endpoint="desk"))
-        assert (told.status["endpoint"]["proposed"], told.propose) == (True, ())
-        plan = settle(self.seen(view("uid-another"), told.status, endpoint="desk"))
-        assert (plan.propose, plan.status["phase"], plan.status["reason"]) == ((), "Failed", "Superseded")
-
-    def test_one_that_had_the_traffic_before_the_next_came_has_succeeded(self) -> None:
-        assert settle(self.seen(view("uid-another", role="Previous"), endpoint="desk")).status["phase"] == "Succeeded"
-
-    def test_a_pinned_endpoint_is_named_as_what_the_job_waits_for(self) -> None:
-        plan = settle(self.seen(view("uid-1", version="old"), endpoint="desk"))
-        assert (plan.status["phase"], plan.status["reason"]) == ("Deploying", "Pinned")
-
-    def test_what_holds_the_endpoint_up_is_shown(self) -> None:
-        assert settle(self.seen(view("uid-1", progressing="Unschedulable", role="Candidate"))).status["reason"] == "Unschedulable"
-        assert settle(self.seen(view("uid-1", progressing="RollingOut", role="Candidate"))).status["reason"] == "WaitingForEndpoint"
-
-
-class TestGate:
-    def seen(self, evaluation: dict[str, Any], existing: EndpointView | None = None, *, serve: bool = True) -> Any:
-        spec = {"evaluation": evaluation, **({"inference": {}} if serve else {})}
-        return state(PREPARED_STEP, TRAINED_STEP, spec=spec, endpoint=existing)
-
-    def test_a_loss_above_its_bound_ends_the_job_before_an_endpoint_hears_of_it(self) -> None:
-        plan = settle(self.seen({"evalLoss": {"max": "0.4"}}, view("uid-another")))
-        assert (plan.status["phase"], plan.status["reason"], plan.create, plan.propose) == ("Failed", "GateClosed", (), ())
-        assert plan.status["evaluation"] == {
-            "passed": False, "reasons": ["evaluation loss 0.5 is above evalLoss.max 0.4"], "prompts": 0, "repeats": 0, "failedPrompts": [], "report": "",
-        }  # fmt: skip
-        assert plan.status["artifact"]["adapter"] == ADAPTER
-
-    def test_a_loss_within_its_bound_is_all_that_a_job_without_endpoint_needs(self) -> None:
-        plan = settle(self.seen({"evalLoss": {"max": "0.6"}}, serve=False))
-        assert (plan.status["phase"], condition(plan, "Evaluated")["status"]) == ("Succeeded", "True")
-
-    def test_the_gate_travels_with_the_candidate(self) -> None:
-        body = settle(self.seen({"prompts": [{"name": "n", "prompt": "?"}]})).create[0]
-        assert body["spec"]["candidate"]["evaluation"]["prompts"][0]["name"] == "n"
-        assert body["spec"]["candidate"]["evalLoss"] == "0.5"
-
-    def test_the_endpoints_verdict_is_the_jobs(self) -> None:
-        prompts = {"prompts": [{"name": "n", "prompt": "?"}]}
-        closed = {"passed": False, "reasons": ["pass rate 0.00 is below minPassRate 0.80"], "prompts": 1, "repeats": 3}
-        waiting = settle(self.seen(prompts, view("uid-1", progressing="Evaluating", role="Candidate")))
-        assert (waiting.status["phase"], condition(waiting, "Evaluated")["status"]) == ("Deploying", "Unknown")
-        plan = settle(self.seen(prompts, view("uid-1", role="Rejected", reason="GateClosed", message="no traffic", evaluation=closed)))
-        assert (plan.status["phase"], plan.status["reason"], plan.status["message"]) == ("Failed", "GateClosed", "pass rate 0.00 is below minPassRate 0.80")
-        passed = settle(self.seen(prompts, view("uid-1", role="Current", evaluation={**closed, "passed": True, "reasons": []})))
-        assert (passed.status["phase"], passed.status["evaluation"]["passed"], condition(passed, "Evaluated")["status"]) == ("Succeeded", True, "True")
-
-    def test_an_expectation_that_cannot_be_read_is_refused_before_anything_runs(self) -> None:
-        plan = settle(state(spec={"evaluation": {"prompts": [{"name": "n", "prompt": "?", "expect": {"jsonSchema": "{"}}]}, "inference": {}}))
-        assert (plan.status["phase"], plan.status["reason"], plan.create) == ("Failed", "InvalidConfig", ())
-        assert "spec.evaluation.prompts[n].expect.jsonSchema is not JSON" in plan.status["message"]
 
 
 class TestProgress:
