@@ -22,9 +22,15 @@ stage() {
   summary+=("$(printf '%-12s %4d tests %5d s' "$name" "$passed" $((SECONDS - started)))")
 }
 
+images=(operator trainer-cpu trainer-test inference-cpu)
 hack/venv.sh
+tests/devcluster/install
+# Building images waits for downloads most of the time, compiling Kubernetes never does: side by side they take little more than one of them.
+setsid images/build.sh "${images[@]}" > "$cache/log/test-images-early.log" 2>&1 &
+early=$!
+trap 'kill -- -$early 2> /dev/null || true' EXIT
 # helm and kubectl are needed from the unit tests on
-stage tools bash -c 'tests/devcluster/install && tests/devcluster/build'
+stage tools tests/devcluster/build
 stage lint make --no-print-directory lint
 stage types make --no-print-directory types
 stage layers make --no-print-directory layers
@@ -32,7 +38,8 @@ stage unit make --no-print-directory unit
 stage simulation .venv/bin/pytest tests/simulation
 stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-10000}"
 stage generated make --no-print-directory generated
-stage images images/build.sh operator trainer-cpu trainer-test inference-cpu s3
+wait "$early" || true # what went wrong happens again in the next line, where it is seen
+stage images images/build.sh "${images[@]}" s3
 stage runtime make --no-print-directory runtime
 stage gpu-image make --no-print-directory gpu-image
 stage integration make --no-print-directory integration

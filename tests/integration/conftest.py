@@ -1,7 +1,8 @@
 """A real API server with the CRDs installed, a fresh namespace for each module, and the operator's own account in it.
 
 KUBECONFIG_TEST names the kubeconfig of a cluster to use. Without it the control plane `ftcp` of tests/devcluster is
-used; it is started when it is not up, and then stopped at the end. CRDs and namespaces are made there.
+used; it is started when it is not up, and then stopped at the end. CRDs and namespaces are made there. Each process of
+pytest-xdist has a control plane of its own: some tests change nodes and CRDs, which all namespaces share.
 """
 
 import json
@@ -25,7 +26,8 @@ UP, DOWN = 0, 3  # exit codes of tests/devcluster/status
 
 
 def _devcluster(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"DEVCLUSTER_NAME": os.environ.get("DEVCLUSTER_NAME", "ftcp")}
+    name = os.environ.get("DEVCLUSTER_NAME", "ftcp") + os.environ.get("PYTEST_XDIST_WORKER", "")
+    environment = os.environ | {"DEVCLUSTER_NAME": name}
     return subprocess.run([str(ROOT / "tests/devcluster" / command[0]), *command[1:]], env=environment, stdout=subprocess.PIPE, text=True, check=False)
 
 

@@ -41,15 +41,15 @@ def waiting(pod: PodView) -> Fault | None:
         return Fault(
             Reason.IMAGE_PULL_FAILED,
             f"the image cannot be pulled: {pod.waiting_message or pod.waiting_reason}. "
-            "Check the image names and imagePullSecrets in the operator's chart values; the job goes on by itself once they are right",
+            "Check the image names and imagePullSecrets in the operator's chart values; it goes on by itself once they are right",
         )
     if pod.waiting_reason == "CreateContainerConfigError":
         missing = re.search(r'secret "([^"]+)" not found', pod.waiting_message)
         if missing:
-            return Fault(Reason.SECRET_NOT_FOUND, f'Secret "{missing[1]}" does not exist in this namespace: create it, and the job goes on by itself')
+            return Fault(Reason.SECRET_NOT_FOUND, f'Secret "{missing[1]}" does not exist in this namespace: create it, and it goes on by itself')
         key = re.search(r"couldn't find key (\S+) in Secret (\S+)", pod.waiting_message)
         if key:
-            return Fault(Reason.SECRET_NOT_FOUND, f"Secret {key[2]} has no key {key[1]}: add it, and the job goes on by itself")
+            return Fault(Reason.SECRET_NOT_FOUND, f"Secret {key[2]} has no key {key[1]}: add it, and it goes on by itself")
         return Fault(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be set up: {pod.waiting_message}")
     if pod.waiting_reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
         return Fault(Reason.CRASH_LOOP, f"the container does not stay up: {failure(pod.ended, '').message if pod.ended else pod.waiting_message}")
@@ -57,7 +57,7 @@ def waiting(pod: PodView) -> Fault | None:
         claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable)
         if claim:
             return Fault(
-                Reason.VOLUME_NOT_FOUND, f'PersistentVolumeClaim "{claim[1]}" does not exist in this namespace: create it, and the job goes on by itself'
+                Reason.VOLUME_NOT_FOUND, f'PersistentVolumeClaim "{claim[1]}" does not exist in this namespace: create it, and it goes on by itself'
             )
         return Fault(Reason.UNSCHEDULABLE, f"no node takes the pod: {pod.unschedulable}")
     return None
