@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_runtime.contract.base import Model
-from finetune_runtime.contract.config import ServeConfig
+from finetune_runtime.contract.config import DRAINING, ServeConfig
 from finetune_runtime.contract.result import StepResult
 from tests.runtime.support import ROOT, answers, wait_for
 
@@ -78,8 +78,14 @@ class Endpoint:
         print(f"ready after {time.monotonic() - started:.1f} s")
         assert process.poll() is None, self.pod.log.read_text()[-6000:]
 
+    @property
+    def draining(self) -> Path:
+        """What the preStop hook makes."""
+        return self.pod.directory / "scratch-inference-cpu" / DRAINING
+
     def stop(self) -> None:
-        """As the kubelet does: SIGTERM for the engine's first process alone, which images/run.sh passes on."""
+        """As the kubelet does: the preStop hook, then SIGTERM for the engine's first process alone, which images/run.sh passes on."""
+        self.draining.touch()
         if self.process:
             self.process.terminate()
             self.process.wait(90)

@@ -1,6 +1,7 @@
 """What the tests of the data plane share beside fixtures."""
 
 import copy
+import http.client
 import json
 import math
 import os
@@ -228,6 +229,23 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
+
+
+def is_kept(port: int, body: dict[str, Any] | None = None) -> bool:
+    """Whether a connection outlives an answer, which has to come whole. `body`: of a chat completion; without one models are listed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        if body:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        else:
+            connection.request("GET", "/v1/models")
+        response = connection.getresponse()
+        content = response.read()
+        assert response.status == 200, content
+        assert not (body or {}).get("stream") or content.endswith(b"data: [DONE]\n\n"), content
+        return not response.will_close
+    finally:
+        connection.close()
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from finetune_runtime import artefacts
-from finetune_runtime.contract.config import AdapterRef, JobConfig, ServeConfig
+from finetune_runtime.contract.config import DRAINING, AdapterRef, JobConfig, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, Step, merged, wait_for
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, Step, is_kept, merged, wait_for
 
 PORT = 8000
 QUESTION = [{"role": "user", "content": "What are your opening hours?"}]
@@ -90,7 +90,13 @@ class Endpoint:
         wait_for("readiness", lambda: self.ready().returncode == 0 or self.ended(), 240)
         assert not self.ended(), self.engine.text()[-6000:]
 
+    @property
+    def draining(self) -> Path:
+        """What the preStop hook makes."""
+        return self.directory / "scratch" / DRAINING
+
     def stop(self) -> None:
+        self.draining.touch()
         if self.engine:
             self.engine.process.terminate()
             self.engine.process.wait(60)
@@ -185,6 +191,16 @@ def test_a_seed_decides_an_answer_and_other_requests_are_left_to_chance(endpoint
     assert endpoint.answer(QUESTION, **sampled) != endpoint.answer(QUESTION, **sampled)
 
 
+def test_while_the_pod_drains_every_answer_closes_its_connection(endpoint: Endpoint) -> None:
+    question = {"model": "support", "messages": QUESTION, "max_tokens": 4}
+    asked: list[dict[str, Any] | None] = [None, question, question | {"stream": True}]
+    assert [is_kept(PORT, body) for body in asked] == [True] * 3
+    endpoint.draining.touch()
+    assert [is_kept(PORT, body) for body in asked] == [False] * 3
+    assert endpoint.ready().returncode == 0
+    endpoint.draining.unlink()
+
+
 def test_a_name_that_is_not_served_is_not_ready(endpoint: Endpoint, trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "config.json").write_text('{"servedName": "other"}')
@@ -244,6 +260,7 @@ def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) 
     before = [endpoint.answer(QUESTION, **options) for options in asked]
     endpoint.stop()
     endpoint.start()
+    assert is_kept(PORT), "the drain was that of the engine before"
     assert [endpoint.answer(QUESTION, **options) for options in asked] == before
 
 

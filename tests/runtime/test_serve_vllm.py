@@ -21,7 +21,7 @@ from finetune_runtime.contract.config import JobConfig, ServeConfig
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.serve.command import SHUTDOWN_SECONDS
 from tests.runtime.serving import PORT, Endpoint, Pod, is_ready, pod_directory, post
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, merged
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, is_kept, merged
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
 
@@ -127,6 +127,16 @@ def test_readiness_is_proven_once(endpoint: Endpoint) -> None:
     assert endpoint.pod.ready().returncode == 0
 
 
+def test_while_the_pod_drains_every_answer_closes_its_connection(endpoint: Endpoint) -> None:
+    question = {"model": "support", "messages": [{"role": "user", "content": "Do you have parking?"}], "max_tokens": 8}
+    asked: list[dict[str, Any] | None] = [None, question, question | {"stream": True}]
+    assert [is_kept(PORT, body) for body in asked] == [True] * 3
+    endpoint.draining.touch()
+    assert [is_kept(PORT, body) for body in asked] == [False] * 3
+    assert endpoint.pod.ready().returncode == 0
+    endpoint.draining.unlink()
+
+
 def test_a_request_that_runs_when_the_pod_has_to_end_is_answered(endpoint: Endpoint) -> None:
     body = {"model": "support", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 200, "ignore_eos": True, "n": 8, "seed": 3}
     with ThreadPoolExecutor(1) as pool:
@@ -147,6 +157,7 @@ def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) 
     assert len(set(before)) > 1
     endpoint.stop()
     endpoint.start(is_ready)
+    assert is_kept(PORT), "the drain was that of the engine before"
     assert [answer("Do you have parking?", **options) for options in asked] == before
 
 

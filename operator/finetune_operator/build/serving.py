@@ -6,7 +6,7 @@ from finetune_operator import names
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
-from finetune_runtime.contract.config import CACHE_DIR, SERVING_PORT
+from finetune_runtime.contract.config import CACHE_DIR, DRAINING, SCRATCH_DIR, SERVING_PORT
 
 from .meta import metadata
 from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
@@ -17,8 +17,10 @@ STARTUP_PERIOD = 5  # seconds
 STARTUP_LEAST = 600  # seconds: engines compile and warm up, whatever the size of the model
 STARTUP_UNKNOWN = 3600  # seconds for a model of unknown size
 LOAD_BYTES_PER_SECOND = 20e6  # a slow network disk
-# Pods stay for so long (seconds) after they were told to end, so that every proxy has heard of it before they stop to answer.
+# Pods stay for so long (seconds) after they were told to end, so that every proxy has heard of it before they stop to answer. The file tells the engine
+# to close connections that clients keep open: else they would break when it ends.
 DRAIN = 10
+PRE_STOP = ["sh", "-c", f"touch {SCRATCH_DIR}/{DRAINING}; sleep {DRAIN}"]
 GRACE = DRAIN + 60
 READY = {"exec": {"command": ["python3", "-m", "finetune_runtime", "ready"]}, "timeoutSeconds": 30}
 FETCH_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}}
@@ -73,7 +75,7 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
         },
         startupProbe={**READY, "periodSeconds": STARTUP_PERIOD, "failureThreshold": startup // STARTUP_PERIOD},
         readinessProbe={**READY, "periodSeconds": 10},
-        lifecycle={"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
+        lifecycle={"preStop": {"exec": {"command": PRE_STOP}}},
     )
     pod = pod_spec(
         settings,

@@ -6,6 +6,7 @@ import pytest
 
 from finetune_operator.build import config as build_config
 from finetune_operator.build import serving
+from finetune_runtime.contract.config import DRAINING, SCRATCH_DIR
 
 from .makers import SETTINGS, endpoint_state, owner
 from .story import candidate
@@ -32,8 +33,12 @@ def test_engines_get_time_to_load_by_the_bytes_of_the_model(model_bytes: int | N
 
 def test_a_pod_that_has_to_end_answers_until_every_proxy_has_heard_of_it() -> None:
     found = pod()
-    drain = int(found["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert found["terminationGracePeriodSeconds"] >= drain + 60
+    shell, option, script = found["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, option) == ("sh", "-c")
+    told, waits = script.split("; ")
+    assert told == f"touch {SCRATCH_DIR}/{DRAINING}", "at the start, so that kept connections are closed while the pod still answers"
+    assert {"name": "scratch", "mountPath": SCRATCH_DIR} in found["containers"][0]["volumeMounts"]
+    assert found["terminationGracePeriodSeconds"] >= int(waits.removeprefix("sleep ")) + 60
 
 
 def test_pods_of_a_version_spread_over_nodes_and_are_replaced_one_by_one_without_a_gap() -> None:

@@ -1,5 +1,6 @@
 """The engines' command lines: base as trained, prompt as trained, one adapter under its name."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from finetune_runtime.contract.config import ServeConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Gpu, Hardware
 from finetune_runtime.serve.command import check_served, environment, swift, vllm
+from finetune_runtime.serve.drain import Drain
 
 GPU = Hardware((Gpu("NVIDIA L4", 24 * 2**30),))
 OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
@@ -66,6 +68,12 @@ def test_vllm_serves_base_and_adapter_with_the_artefacts_template() -> None:
 def test_vllm_lets_running_requests_finish_within_the_pods_grace_period() -> None:
     words = line("vLLM").split()
     assert 0 < int(words[words.index("--shutdown-timeout") + 1]) < 60
+
+
+def test_vllm_gets_the_middleware_that_closes_kept_connections_by_a_name_that_it_can_import() -> None:
+    words = line("vLLM").split()
+    module, _, name = words[words.index("--middleware") + 1].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is Drain
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ STATUS_TOKEN_PATH = "/var/run/finetune/token"  # noqa: S105  a path, not a secre
 STATUS_AUDIENCE = "finetune-operator"
 SCRATCH_DIR = "/scratch"
 SOURCES_DIR = "/sources"
+DRAINING = ".draining"  # in SCRATCH_DIR: a serving pod that was told to end has this file
 TERMINATION_LOG = "/dev/termination-log"
 ALLOWED_CIDRS_ENV = "FINETUNE_ALLOWED_CIDRS"  # networks, by commas, that https:// sources may be read from beside public addresses
 USER_ID = 10001  # one UID for training and serving: safetensors writes files that only their owner can read

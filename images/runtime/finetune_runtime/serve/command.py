@@ -15,6 +15,8 @@ from finetune_runtime.contract.config import SERVED_BASE, SERVING_PORT, ServeCon
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Hardware
 
+from .drain import Drain
+
 _HOST = "0.0.0.0"  # noqa: S104  the pod's address; who may reach it is the network policy's matter
 # The ranks that vLLM has kernels for.
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -32,6 +34,7 @@ _REASONING_PARSERS = {
 # of one, vLLM sets the random numbers of a request with a seed back, which those of a CPU cannot do, and the engine dies.
 _VLLM_CPU = ["--enforce-eager", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "256M", "--no-enable-chunked-prefill", "--max-num-batched-tokens"]
 _VLLM_CPU_TOKENS = 256
+_MIDDLEWARE = f"{Drain.__module__}.{Drain.__qualname__}"
 _SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -69,6 +72,7 @@ def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: 
     if config.model.trust_remote_code:
         command += ["--trust-remote-code"]
     command += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]  # the default cuts running requests off
+    command += ["--middleware", _MIDDLEWARE]
     # Only where the adapter reasons: without it, the prompt's empty block of reasoning has ended it, and this parser takes such answers for reasoning.
     if manifest.details.get("reasons") and (parser := _REASONING_PARSERS.get(manifest.details["template"])):
         command += ["--reasoning-parser", parser]

@@ -11,7 +11,7 @@ from finetune_runtime.contract.config import SCRATCH_DIR, SERVING_PORT, ServeCon
 from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult
 from finetune_runtime.hardware import find
 
-from . import command, fetch, parity, ready
+from . import command, drain, fetch, parity, ready
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def run(config: ServeConfig) -> StepResult:
     hardware = find(allow_cpu=config.allow_cpu)
     check_port(SERVING_PORT)
     ready.proof().unlink(missing_ok=True)  # it was for the engine before this one
+    drain.marker().unlink(missing_ok=True)  # preStop hooks also run before the kubelet starts an engine anew
     (scratch / "home").mkdir(exist_ok=True)
     if config.engine == "vLLM":
         words = command.vllm(config, manifest, hardware, model=scratch / fetch.MODEL, adapter=adapter)

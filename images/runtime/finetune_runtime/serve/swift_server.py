@@ -1,4 +1,5 @@
-"""ms-swift's server on transformers, with three things that vLLM's has: POST /tokenize, answers that a request's seed decides, and its own port.
+"""ms-swift's server on transformers, with four things that vLLM's has: POST /tokenize, answers that a request's seed decides, its own port, and connections
+that follow the traffic.
 
 Names are those of ms-swift 4.6. Runs with the arguments of `swift deploy`.
 """
@@ -15,6 +16,8 @@ from swift.pipelines.infer.deploy import SwiftDeploy
 
 from finetune_runtime.contract.config import SERVING_PORT
 
+from .drain import Drain
+
 Generation = dict[str, Any]
 
 
@@ -27,7 +30,7 @@ class TokenizeRequest(BaseModel):
 
 
 class Server(SwiftDeploy):  # type: ignore[misc]  # ms-swift is untyped
-    """SwiftDeploy with the three."""
+    """SwiftDeploy with the four."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +40,7 @@ class Server(SwiftDeploy):  # type: ignore[misc]  # ms-swift is untyped
     def _register_app(self) -> None:
         super()._register_app()
         self.app.post("/tokenize")(self.tokenize)
+        self.app.add_middleware(Drain)
 
     def tokenize(self, request: TokenizeRequest) -> Any:
         """Token ids that the engine makes of a request, by the very steps that it takes before it generates; or its refusal, as to chat completions."""
