@@ -18,8 +18,9 @@ def request(kind: str, start: float, answer: str, **more: Any) -> Request:
 WELL = [
     pytest.param(request("new", 50, "one"), id="the version that has the traffic"),
     pytest.param(request("new", 99.5, "two"), id="the next one, when the traffic moves meanwhile"),
-    pytest.param(request("stream", 104, "one"), id="the one before, while proxies follow"),
-    pytest.param(request("kept", 130, "one"), id="the one before, over a connection that stayed open"),
+    pytest.param(request("new", 104, "one"), id="the one before, while proxies follow"),
+    pytest.param(request("kept", 120, "one"), id="the one before, over a connection that stayed open"),
+    pytest.param(request("stream", 120, "one"), id="the one before, over a connection that stayed open for streams"),
     pytest.param(request("new", 149.5, "two", retries=2), id="retries around a crash"),
 ]
 WRONG = [
@@ -28,6 +29,7 @@ WRONG = [
     pytest.param(request("kept", 50, "two"), "did not have the traffic yet", id="a version before its time"),
     pytest.param(request("new", 200, "three"), "did not have the traffic yet", id="a version that never had it"),
     pytest.param(request("new", 110, "one"), "had lost the traffic 10.0 s before", id="a version after its time"),
+    pytest.param(request("kept", 131, "one"), "had lost the traffic 31.0 s before", id="a connection that stayed open for too long"),
     pytest.param(request("kept", 50, "one", retries=1), "while no pod crashed", id="retries without a crash"),
     pytest.param(request("new", 161, "two", retries=1), "while no pod crashed", id="retries after a crash"),
 ]

@@ -4,8 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune_runtime.serve.drain import MAX_AGE
+
 # Every proxy has heard of a switch after so many seconds; a request that is under way when it happens may end with either version.
 LAG = 5.0
+# A connection that stays open does so for its time, and one request more; until that begins, the one before it may have taken long on a busy machine.
+KEPT = LAG + MAX_AGE + 10
 # The watch may tell of a switch a moment after the first proxy has followed it.
 EARLY = 0.5
 
@@ -77,7 +81,6 @@ def _speaker(request: Request, version: str, switches: Sequence[Switch]) -> str:
     ]
     if not had:
         return "which did not have the traffic yet"
-    # A connection that stays open stays with its pod until that ends.
-    if request.kind != "kept" and not any(request.start <= end + LAG for _, end in had):
+    if not any(request.start <= end + (LAG if request.kind == "new" else KEPT) for _, end in had):
         return f"which had lost the traffic {request.start - max(end for _, end in had):.1f} s before"
     return ""

@@ -2,8 +2,8 @@
 
     python3 users.py BASE_URL MODEL
 
-One user opens a connection for every request, one keeps its connection, one reads streams. All rely on the OpenAI client's own retries, and tell
-how many it took. SIGTERM ends them after the requests under way; the last line tells how many there were.
+One user opens a connection for every request, one keeps its connection, and one does so and reads streams. All rely on the OpenAI client's own
+retries, and tell how many it took. SIGTERM ends them after the requests under way; the last line tells how many there were.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 from openai import APIError, OpenAI, OpenAIError
 
-PAUSE = 0.4  # seconds between two requests of one user
+PAUSE = 0.5  # seconds between two requests of one user
 RETRIES = 5  # the client waits 0.5, 1, 2, 4 and 8 s before them
 QUESTION: list[Any] = [{"role": "user", "content": "Where am I?"}]
 
@@ -63,7 +63,7 @@ def main() -> None:
     def client(**headers: str) -> OpenAI:
         return OpenAI(base_url=url, api_key="none", timeout=30, max_retries=RETRIES, default_headers=headers)
 
-    new, kept, stream = client(Connection="close"), client(), client(Connection="close")
+    new, kept, stream = client(Connection="close"), client(), client()
     users = {"new": lambda: plain(new, model), "kept": lambda: plain(kept, model), "stream": lambda: streamed(stream, model)}
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     threads = [threading.Thread(target=use, args=(kind, ask, say, over)) for kind, ask in users.items()]

@@ -40,18 +40,19 @@ class Traffic:
         whole, _, _ = self._log.read_text().rpartition("\n")  # the last line may not be all there yet
         return read(whole)
 
-    def hears(self, answer: str, seconds: float = 60) -> None:
-        """Wait until users who have only now connected get this answer."""
+    def hears(self, answer: str, *kinds: str, seconds: float = 60) -> None:
+        """Wait until users of these kinds, else those with a connection for every request, get this answer three times."""
         began = time.time()
 
-        def heard() -> int:
-            return sum(r.kind == "new" and r.start > began and r.answer == answer for r in self.requests())
+        def heard(kind: str) -> bool:
+            return sum(r.kind == kind and r.start > began and r.answer == answer for r in self.requests()) >= 3
 
-        wait(f"new connections are answered: {answer}", lambda: heard() >= 3, seconds)
+        wait(f"{' and '.join(kinds) or 'new'} connections are answered: {answer}", lambda: all(map(heard, kinds or ("new",))), seconds)
 
     def end(self) -> list[Request]:
         """All requests, once the users have ended."""
-        kubectl("-n", self._namespace, "delete", "pod", POD, "--wait=false")
+        # Not by deleting the pod: the kubelet may remove it with the end of its log.
+        kubectl("-n", self._namespace, "exec", POD, "--", "sh", "-c", "kill -TERM 1")
         wait("the users have ended and told how many requests they made", lambda: self._read()[1] is not None, 60)
         requests, told = self._read()
         assert len(requests) == told, "lines of the users' log are missing"

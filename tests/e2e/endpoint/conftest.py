@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.cluster import ROOT, S3_IN_CLUSTER, ensure_bucket, s3
 from tests.e2e.conftest import Jobs, held_namespace, put_rows
 from tests.e2e.endpoints import Endpoint
+from tests.e2e.trained import remember
 from tests.e2e.voices import GATE, SERVING, TRAINING, rows
 
 DESK_PORT, CLINIC_PORT = 18112, 18113
@@ -79,7 +80,7 @@ def shared(request: pytest.FixtureRequest, tiny_model: str, smollm2: str, blue_r
 @pytest.fixture(scope="package")
 def desk(shared: Jobs) -> Endpoint:
     """An endpoint with a gate; the adapter of the job `blue` has passed it."""
-    shared.phase("Succeeded", 600, "blue")
+    remember("blue", shared.phase("Succeeded", 600, "blue")["artifact"]["adapter"])
     return Endpoint(shared.namespace, "desk", DESK_PORT)
 
 
