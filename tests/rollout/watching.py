@@ -84,7 +84,7 @@ def users(endpoint: Endpoint) -> Iterator[Traffic]:
                 wait("the watch of the service tells who has the traffic", lambda: traffic.switches, 30)
                 _start(namespace, status["url"], status["servedName"])
                 with following("-n", namespace, "logs", "--follow", POD, stdout=log) as told:
-                    wait("the users get answers", lambda: len(traffic.requests()) > 10, 60)
+                    wait("the users get answers", lambda: len(traffic.requests()) > 10, 120)
                     yield traffic
                     assert switches.poll() is None, "the watch of the service ended early"
                     assert told.wait(60) == 0, "the users' log broke off"
@@ -113,4 +113,4 @@ def _start(namespace: str, url: str, model: str) -> None:
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"users.py": SCRIPT.read_text()}},
         {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec},
     )
-    kubectl("-n", namespace, "wait", f"pod/{POD}", "--for=condition=Ready", "--timeout=60s")
+    kubectl("-n", namespace, "wait", f"pod/{POD}", "--for=condition=Ready", "--timeout=120s")
