@@ -13,7 +13,7 @@ from .plan.types import Body, Plan, Ref
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
 TRUST = 300.0
-_PUT_RIGHT_AT_ONCE = {"Service": ("selector",), "Deployment": ("replicas",)}
+_PUT_RIGHT_AT_ONCE = {"Service": ("selector",), "Deployment": ("replicas",), "HTTPRoute": ("rules", "parentRefs", "hostnames")}
 
 
 class Applier:

@@ -6,7 +6,7 @@ operator is down.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any, cast
@@ -18,7 +18,7 @@ from . import job_metrics, names
 from .api import GROUP, VERSION
 from .kube import ApiError, Cluster
 from .objects import Key
-from .observe import deployment_view, job_view, pod_view, workload_view
+from .observe import deployment_view, job_view, pod_view, route_view, workload_view
 from .plan.types import Ref
 from .progress import ProgressStore
 from .queue import WorkQueue
@@ -29,9 +29,10 @@ from .tls import make_identity
 
 log = logging.getLogger(__name__)
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
-KUEUE_EVERY = 30.0  # seconds
+ROUTES = (names.GATEWAY_GROUP, "v1")
+LATER_EVERY = 30.0  # seconds
 OURS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
-_OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"))
+_OWNED = (("batch", "v1", "jobs"), ("", "v1", "pods"), ("apps", "v1", "deployments"), ("", "v1", "services"), (*ROUTES, "httproutes"))
 
 
 class Runtime:
@@ -68,7 +69,8 @@ class Runtime:
     async def start(self, caches: Caches) -> None:
         """Connect, serve, and begin to work."""
         cluster = await Cluster.connect()
-        queues = await cluster.serves("/".join(KUEUE), "workloads")  # before anything is opened, because kopf tries a start that fails again
+        # Before anything is opened, because kopf tries a start that fails again.
+        queues, routes = await cluster.serves("/".join(KUEUE), "workloads"), await cluster.serves(names.GATEWAY_API, "httproutes")
         self.caches = caches
         host = urlsplit(self.settings.status_url).hostname
         identity = make_identity(host) if host else None
@@ -80,7 +82,9 @@ class Runtime:
         self._tasks.append(asyncio.create_task(self.queue.run(), name="work queue"))
         self._tasks.append(asyncio.create_task(self._settle(), name="readiness"))
         if not queues:
-            self._tasks.append(asyncio.create_task(self._await_kueue(cluster, caches.jobs), name="Kueue"))
+            self._tasks.append(asyncio.create_task(self._await_kind(cluster, "/".join(KUEUE), "workloads", self._queued), name="Kueue"))
+        if not routes:
+            self._tasks.append(asyncio.create_task(self._await_kind(cluster, names.GATEWAY_API, "httproutes", self._routed), name="Gateway API"))
         job_metrics.watch(self._finetunejobs, self.progress.latest)
 
     async def _settle(self) -> None:
@@ -88,14 +92,22 @@ class Runtime:
         await asyncio.sleep(5)
         self.ready = True
 
-    async def _await_kueue(self, cluster: Cluster, jobs: Any) -> None:
-        """Where Kueue comes later: kopf looks at its start which kinds there are, so this process ends for one that watches its Workloads."""
+    def _queued(self) -> bool:
+        """Whether a Job waits for Kueue."""
+        return any(job.queue and job.live for found in list(self.caches.jobs.values()) for job in found)
+
+    def _routed(self) -> bool:
+        """Whether an endpoint needs an HTTPRoute."""
+        endpoints = (raw for found in list(self.caches.modelendpoints.values()) for raw in found)
+        return any(raw["spec"].get("strategy", {}).get("type") == "Canary" for raw in endpoints)
+
+    async def _await_kind(self, cluster: Cluster, api_version: str, plural: str, wanted: Callable[[], bool]) -> None:
+        """Where a kind comes later: kopf looks at its start which kinds there are, so this process ends for one that watches it."""
         while True:
-            await asyncio.sleep(KUEUE_EVERY)
-            waiting = any(job.queue and job.live for found in list(jobs.values()) for job in found)
+            await asyncio.sleep(LATER_EVERY)
             with suppress(ApiError):
-                if waiting and await cluster.serves("/".join(KUEUE), "workloads"):
-                    log.info("Kueue has been installed: ending, so that the process that comes next watches its Workloads")
+                if wanted() and await cluster.serves(api_version, plural):
+                    log.info("%s of %s have been installed: ending, so that the process that comes next watches them", plural, api_version)
                     self.ended.set()
                     return
 
@@ -168,6 +180,12 @@ def index_deployment(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[t
     return {(namespace, labels[names.LABEL_ENDPOINT]): deployment_view(body)}
 
 
+@kopf.index(*ROUTES, "httproutes", id="routes", labels={names.LABEL_ENDPOINT: kopf.PRESENT})
+def index_route(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
+    """HTTPRoutes by ModelEndpoint."""
+    return {(namespace, labels[names.LABEL_ENDPOINT]): route_view(body)}
+
+
 @kopf.index("batch", "v1", "jobs", id="evaluations", labels={names.LABEL_ENDPOINT: kopf.PRESENT})
 def index_evaluation(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """Kubernetes Jobs by ModelEndpoint."""
@@ -201,7 +219,7 @@ def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status:
 
 
 def _child_event(memo: Any, namespace: Any, name: str, kind: str, labels: Any, event_type: str | None, spec: Any = None) -> None:
-    ref = Ref({"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1"), kind, name)
+    ref = Ref({"Job": "batch/v1", "Deployment": "apps/v1", "HTTPRoute": names.GATEWAY_API}.get(kind, "v1"), kind, name)
     runtime = cast("Runtime", memo.runtime)
     if runtime.reconciler and event_type == "DELETED":
         runtime.reconciler.applier.forget(namespace, ref)
@@ -248,3 +266,9 @@ def deployment_event(memo: Any, namespace: Any, name: str, labels: Any, spec: An
 def service_event(memo: Any, namespace: Any, name: str, labels: Any, spec: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
     """A Service of ours changed."""
     _child_event(memo, namespace, name, "Service", labels, type, spec)
+
+
+@kopf.on.event(*ROUTES, "httproutes", labels=OURS)
+def route_event(memo: Any, namespace: Any, name: str, labels: Any, spec: Any, type: str | None, **_: Any) -> None:  # noqa: A002  kopf's name
+    """An HTTPRoute of ours changed, or a Gateway has said something of it."""
+    _child_event(memo, namespace, name, "HTTPRoute", labels, type, spec)

@@ -27,6 +27,9 @@ ANNOTATION_PAUSED = f"{GROUP}/paused"  # a Workload that we, not its administrat
 ANNOTATION_IGNORE_FIT = f"{GROUP}/ignore-gpu-fit"
 ANNOTATION_JOB_NAME = "batch.kubernetes.io/job-name"
 
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+GATEWAY_API = f"{GATEWAY_GROUP}/v1"
+
 CONTAINER = "main"  # the container whose termination message counts
 FETCH_CONTAINER = "fetch"
 

@@ -118,6 +118,17 @@ class DeploymentView:
     uid: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RouteView:
+    """HTTPRoute of an endpoint."""
+
+    name: str
+    owner_uid: str
+    uid: str = ""
+    accepted: bool = False  # by every Gateway that has answered, and one has
+    refusal: str = ""  # what a Gateway says against it; empty: nothing
+
+
 def _conditions(raw: Raw) -> dict[str, Raw]:
     return {c["type"]: c for c in (raw.get("status") or {}).get("conditions") or []}
 
@@ -231,4 +242,25 @@ def deployment_view(raw: Raw) -> DeploymentView:
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deleting="deletionTimestamp" in meta,
         uid=meta["uid"],
+    )
+
+
+def _refusal(parent: Raw, generation: int) -> str:
+    """What one Gateway says against a route as it is now; empty when nothing."""
+    told = [c for c in parent.get("conditions") or [] if c["type"] in ("Accepted", "ResolvedRefs") and c.get("observedGeneration", generation) >= generation]
+    where = f"Gateway {parent['parentRef'].get('name', '')}"
+    return "; ".join(f"{where}: {c.get('reason', '')}: {c.get('message', '')}" for c in told if c["status"] == "False")
+
+
+def route_view(raw: Raw) -> RouteView:
+    """View of a gateway.networking.k8s.io/v1 HTTPRoute. Several controllers may answer for one Gateway; only what they say counts."""
+    meta, parents = raw["metadata"], (raw.get("status") or {}).get("parents") or []
+    generation = meta.get("generation", 0)
+    accepted = [any(c["type"] == "Accepted" and c["status"] == "True" for c in p.get("conditions") or []) for p in parents]
+    return RouteView(
+        name=meta["name"],
+        owner_uid=owner_uid(raw),
+        uid=meta["uid"],
+        accepted=bool(accepted) and all(accepted),
+        refusal="; ".join(found for p in parents if (found := _refusal(p, generation))),
     )

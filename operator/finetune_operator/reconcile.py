@@ -28,6 +28,7 @@ from .plan.status import Conditions, is_final
 from .plan.types import EndpointState, EndpointView, JobState, Plan, Ref
 from .progress import ProgressStore
 from .reasons import Reason
+from .routes import Routes
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Caches:
     deployments: Store
     evaluations: Store
     workloads: Store
+    routes: Store
 
 
 def _all(store: Store, namespace: str, name: str) -> tuple[Any, ...]:
@@ -80,6 +82,7 @@ class Reconciler:
         self.children = Children(cluster, caches.jobs, caches.pods, now)
         self._objects = Objects(cluster, caches.finetunejobs, caches.modelendpoints, now)
         self.fleet = Fleet(cluster, caches.deployments, caches.pods, caches.evaluations, now)
+        self._routes = Routes(cluster, caches.routes, now)
         self._nodes = Nodes(cluster, now)
         self._uids: dict[Key, str] = {}
 
@@ -160,7 +163,9 @@ class Reconciler:
     async def _endpoint(self, key: Key) -> float | None:
         raw = await self._objects.newest(key)
         if raw is None:
-            self.fleet.forget(self._uids.pop(key, ""))
+            uid = self._uids.pop(key, "")
+            self.fleet.forget(uid)
+            self._routes.forget(uid)
             return None
         plan = await self._decide_endpoint(raw, live=False)
         if plan and plan[1].look:
@@ -187,7 +192,8 @@ class Reconciler:
             await self._refuse(owner, raw, error)
             return None
         crew = await (self.fleet.look(owner) if live else self.fleet.of(owner))
-        state = EndpointState(owner, found.spec, found.status, crew.deployments, crew.pods, crew.jobs, crew.live)
+        routing = await self._routes.of(owner, found.spec, live=crew.live)
+        state = EndpointState(owner, found.spec, found.status, crew.deployments, crew.pods, crew.jobs, routing.route, routing.installed, crew.live)
         return state, endpoint_plan.decide(state, self._settings, self._now())
 
     async def _refuse(self, owner: Owner, raw: Mapping[str, Any], error: ValidationError) -> None:

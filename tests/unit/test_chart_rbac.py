@@ -23,6 +23,7 @@ OPERATOR = {
     "/configmaps": {"get", "create", "patch", "delete"},
     "/pods": READ,
     "kueue.x-k8s.io/workloads": READ | {"patch"},
+    "gateway.networking.k8s.io/httproutes": ALL,
     "/events": {"create", "patch"},
 }
 ANYWHERE = {  # what knows no namespaces

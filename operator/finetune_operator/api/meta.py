@@ -38,6 +38,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     READY = "Ready"
+    ROUTED = "Routed"
     PROGRESSING = "Progressing"
     # For tools that know kstatus (helm --wait, Argo CD, Flux): there only while they are true.
     RECONCILING = "Reconciling"

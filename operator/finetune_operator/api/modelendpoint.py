@@ -70,6 +70,11 @@ class VersionStatus(Model):
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
     model_bytes: int | None = Field(default=None, description="Bytes of the base model's weights.")
     since: str = Field(default="", description="When it came into this role.")
+    weight: int | None = Field(default=None, description="Share in percent of the requests through the Gateway that it gets; strategy Canary only.")
+    step: int | None = Field(
+        default=None, description="Step of strategy.canary that it has reached as a candidate, in percent; 0: it had to give its share back."
+    )
+    step_since: str | None = Field(default=None, description="When it reached that step.")
     reason: str | None = Field(default=None, max_length=64, description="Why it was given up.")
     message: str | None = Field(default=None, max_length=2048, description="What happened and what to do about it.")
     served: bool | None = Field(default=None, description="Whether it has had the traffic.")
@@ -102,7 +107,7 @@ class ModelEndpointStatus(Model):
         default=[],
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        description="Ready, Progressing.",
+        description="Ready, Progressing; Routed with strategy Canary.",
     )
 
     def current(self) -> VersionStatus | None:

@@ -53,15 +53,68 @@ ServingQuantization = Annotated[
 ]
 
 
+class ParentRef(Model):
+    """A Gateway, or one of its listeners."""
+
+    name: str = Field(min_length=1, max_length=253, description="Name of a Gateway of the Gateway API.")
+    namespace: str | None = Field(
+        default=None, min_length=1, max_length=63, description="Its namespace; absent: the endpoint's. Its listeners have to allow routes from here."
+    )
+    section_name: str | None = Field(default=None, min_length=1, max_length=253, description="One of its listeners; absent: all of them.")
+
+
+Hostname = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")]
+Percent = Annotated[int, Field(ge=1, le=99)]
+
+
+class Canary(Model):
+    """Shares of the traffic that a Gateway sends to a new version, one after another."""
+
+    parent_refs: list[ParentRef] = Field(min_length=1, max_length=8, description="Gateways through which users come.")
+    hostnames: list[Hostname] = Field(
+        default=[], max_length=16, description="Host names of the endpoint there. Absent: all requests of the listeners, which can then serve nobody else."
+    )
+    steps: list[Percent] = Field(
+        default=[10, 50],
+        min_length=1,
+        max_length=10,
+        description="Shares in percent that the new version gets before it gets everything, each larger than the one before.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "self.isSorted() && self.all(a, self.exists_one(b, a == b))", "message": "each step must be larger than the one before"}
+            ]
+        },
+    )
+    step_seconds: int = Field(
+        default=300,
+        ge=1,
+        le=86400,
+        description="Seconds that a step lasts. When its pods crash or cease to answer, the old version gets all requests back.",
+    )
+
+
 class Strategy(Model):
     """How one version replaces another."""
 
-    model_config = rules(not_yet("self.type != 'Canary'", "a rollout by shares of the traffic", ".type"))
+    model_config = rules(
+        {
+            "rule": "self.type != 'Canary' || has(self.canary)",
+            "message": "type Canary needs strategy.canary with the Gateway in parentRefs",
+            "fieldPath": ".canary",
+        },
+        {
+            "rule": "self.type == 'Canary' || !has(self.canary)",
+            "message": "canary is for type Canary only: set strategy.type to Canary or remove it",
+            "fieldPath": ".canary",
+        },
+    )
     type: Literal["BlueGreen", "Recreate", "Canary"] = Field(
         default="BlueGreen",
         description="BlueGreen: the new version is up, has answered and has passed the gate before traffic moves; needs as many spare GPUs for a while. "
-        "Recreate: the old version's pods end first and come back when the new one fails; nobody is answered in between.",
+        "Recreate: the old version's pods end first and come back when the new one fails; nobody is answered in between. "
+        "Canary: like BlueGreen, and users who come through a Gateway are moved in steps.",
     )
+    canary: Canary | None = Field(default=None, description="Gateway and steps of type Canary.")
     watch_seconds: int = Field(
         default=120,
         ge=0,

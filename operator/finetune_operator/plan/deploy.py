@@ -15,7 +15,7 @@ from .gate import loss_fault
 from .types import Body, EndpointView, JobState
 
 # The endpoint gets on by itself; all else that it says of its progress holds it up.
-_WELL = (Reason.STARTING, Reason.ROLLING_OUT)
+_WELL = (Reason.STARTING, Reason.ROLLING_OUT, Reason.SHIFTING_TRAFFIC)
 _LET_THROUGH = "it got the traffic without passing this gate, because the endpoint's spec.version named it; remove spec.version to go by the gate again"
 _ROLES = ("Current", "Candidate", "Previous", "Rejected", "Retired")
 

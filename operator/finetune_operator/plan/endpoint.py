@@ -9,6 +9,7 @@ from finetune_operator.build import serving
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
+from . import canary
 from .faults import Fault
 from .gate import Gate
 from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
@@ -85,6 +86,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     """All objects as the record of versions wants them."""
     seen, owner, versions = rollout.seen, rollout.seen.owner, rollout.versions
     apply: list[Body] = []
+    made: list[str] = []
     patch: list[tuple[Ref, Body]] = []
     kept = versions.having("Current", "Candidate", "Previous")
     for version in kept:
@@ -93,15 +95,17 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
             continue
         if _can_be_made(seen, version, settings):
             apply += _version_objects(rollout, version, replicas, settings)
+            made.append(version.name)
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.name), {"spec": {"replicas": replicas}}))
     if current := versions.current:
-        apply += [serving.service(owner, current.name), serving.disruption_budget(owner, current.name)]
+        apply += [serving.service(owner, current.name), serving.disruption_budget(owner, current.name), *canary.objects(rollout, made)]
     keep = {v.name for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
     delete = [ref for d in over for ref in _all_of(d.name, d.uid)]
     delete += [ref for name in _given_up(rollout) if name not in {d.name for d in over} for ref in _all_of(name)]
+    delete += canary.leftovers(seen)
     asked = _evaluation(rollout, wanted, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
@@ -134,8 +138,9 @@ def _unknown(seen: EndpointState, versions: Versions) -> Fault:
     return Fault(Reason.VERSION_NOT_FOUND, f"spec.version {seen.spec.version} is none that can be served: {known} or remove spec.version")
 
 
-def _roles(versions: list[VersionStatus]) -> dict[str, str]:
-    return {v.name: v.role for v in versions}
+def _traffic(versions: list[VersionStatus]) -> dict[str, tuple[str, int | None, int | None]]:
+    """What moves nobody's requests as long as it stays the same."""
+    return {v.name: (v.role, v.step, v.weight) for v in versions}
 
 
 def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
@@ -158,8 +163,10 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
             rollout.progress = _unknown(seen, rollout.versions)
         retire(rollout)
         _write_off(rollout, settings)
+        canary.record(rollout)
+        canary.state(rollout, conditions)
         plan = _plan(rollout, wanted, settings)
-        if not seen.live and (plan.create or plan.delete or _roles(status.versions) != _roles(rollout.versions.all())):
+        if not seen.live and (plan.create or plan.delete or _traffic(status.versions) != _traffic(rollout.versions.all())):
             return Plan(look=True, status=status.dump())
         ready, fault = _readiness(rollout, settings)
         conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)

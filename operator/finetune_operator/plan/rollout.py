@@ -14,6 +14,7 @@ from finetune_operator.observe import DeploymentView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
+from . import canary
 from .faults import Fault, failure, waiting
 from .gate import Gate, Verdict, evaluation, recorded
 from .types import EndpointState
@@ -85,12 +86,26 @@ def roll(rollout: Rollout, target: Target) -> None:
         rollout.held = True
         rollout.wait(Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {current.name} have ended"))
         return
+    _bring(rollout, candidate, target, verdict)
+
+
+def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict | None) -> None:
+    """Nothing keeps the candidate's pods from starting: up, through the gate, to its share, to the traffic."""
+    if (fault := canary.judge(rollout, candidate)) and rollout.seen.spec.auto_rollback:
+        _reject(rollout, candidate, target, fault)
+        return
+    candidate = canary.keep(rollout, candidate, passes=verdict is not None and verdict.gate is Gate.OPEN)
     if not _is_up(rollout, target, verdict):
-        _starting(rollout, candidate, target)
+        if candidate.step:
+            rollout.wait(fault or why(rollout, candidate.name))
+        else:
+            _starting(rollout, candidate, target)
         return
     verdict = rollout.verdict = verdict or _ask(rollout, candidate, target)
     if verdict.gate is Gate.OPEN:
-        _switch(rollout, candidate, target, verdict)
+        passed: dict[str, Any] = {"evaluation": verdict.result, "gate": target.gate} if verdict.result else {}
+        if canary.advance(rollout, candidate, **passed):
+            _switch(rollout, candidate, passed)
     elif verdict.gate in (Gate.CLOSED, Gate.FAILED):
         _close(rollout, candidate, target, verdict)
     else:
@@ -202,7 +217,8 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
     rollout.wait(fault)
     if not spec.auto_rollback:
         return
-    left = spec.strategy.timeout_seconds - rollout.age(candidate)
+    since = max(candidate.since, candidate.step_since or "")  # one that gave its share back starts anew
+    left = spec.strategy.timeout_seconds - (rollout.now - clock.seconds(since))
     ends = (failure(p.ended, "") for p in pods if p.ended and p.ended.exit_code)
     hopeless = next((Fault(end.reason, end.message) for end in ends if end.terminal), None)
     if crash := hopeless or _crash(pods, restarts=MAX_RESTARTS):
@@ -231,10 +247,9 @@ def _close(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
     _reject(rollout, candidate, target, fault, evaluation=verdict.result, gate=target.gate if verdict.result else None)
 
 
-def _switch(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict) -> None:
+def _switch(rollout: Rollout, candidate: VersionStatus, passed: dict[str, Any]) -> None:
     versions, current = rollout.versions, rollout.versions.current
     if current:
         versions.move(current, "Previous", served=True)
-    passed: dict[str, Any] = {"evaluation": verdict.result, "gate": target.gate} if verdict.result else {}
     versions.move(candidate, "Current", served=True, **passed)
     rollout.under_way, rollout.progress = False, Fault(Reason.UP_TO_DATE, f"version {candidate.name} has the traffic")

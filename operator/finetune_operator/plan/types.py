@@ -7,7 +7,7 @@ from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.jobstatus import FineTuneJobStatus, Progress
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
-from finetune_operator.observe import DeploymentView, JobView, NodeView, PodView, WorkloadView
+from finetune_operator.observe import DeploymentView, JobView, NodeView, PodView, RouteView, WorkloadView
 
 Body = dict[str, Any]
 
@@ -50,6 +50,8 @@ class EndpointState:
     deployments: tuple[DeploymentView, ...] = ()
     pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()  # evaluations
+    route: RouteView | None = None
+    gateway_api: bool = True  # the API server knows HTTPRoutes; asked only where the strategy needs them
     live: bool = False  # all of them are as the API server says now, not as the caches remember
     conflicts: tuple[str, ...] = ()
 

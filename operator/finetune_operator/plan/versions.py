@@ -14,6 +14,8 @@ from finetune_runtime.contract.evaluation import Evaluation
 HISTORY = 5  # versions without pods that stay in the status, so that spec.version can bring them back
 # What may change without making a new version of the same adapter.
 _NOT_CONTENT = ("replicas", "strategy", "gate", "version", "keepPrevious", "autoRollback", "candidate")
+# What is forgotten with a role.
+_OF_A_ROLE: dict[str, Any] = {"asked": None, "weight": None, "step": None, "step_since": None}
 _WITH_PODS = ("Current", "Candidate", "Previous")
 
 
@@ -78,7 +80,7 @@ class Versions:
 
     def move(self, version: VersionStatus, role: Role, reason: str | None = None, message: str | None = None, **fields: Any) -> VersionStatus:
         """Bring a version into a role, and forget why it was in the last one."""
-        return self.put(version.model_copy(update={"asked": None, **fields, "role": role, "reason": reason, "message": message and message[:2048]}))
+        return self.put(version.model_copy(update={**_OF_A_ROLE, **fields, "role": role, "reason": reason, "message": message and message[:2048]}))
 
     def all(self) -> list[VersionStatus]:
         """Current, Candidate, the Previous ones, then the last ones without pods."""

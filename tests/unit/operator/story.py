@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec
-from finetune_operator.observe import DeploymentView, Ended, JobView, PodView
+from finetune_operator.observe import DeploymentView, Ended, JobView, PodView, RouteView
 from finetune_operator.plan.endpoint import decide
 from finetune_operator.plan.types import Plan
 from finetune_operator.plan.versions import version_name
@@ -31,6 +31,8 @@ class Story:
         self.replicas: dict[str, int] = {}
         self.jobs: dict[str, JobView] = {}
         self.pods: list[PodView] = []
+        self.route: RouteView | None = None  # a Gateway accepts what is applied
+        self.gateway_api = True
         self.plan = Plan()
 
     def name(self, letter: str) -> str:
@@ -45,11 +47,15 @@ class Story:
             DeploymentView(name=v, owner_uid="uid-1", replicas=n, ready=min(n, self.ready.get(v, 0)), current=True, deleting=False, uid=v)
             for v, n in self.replicas.items()
         ]
-        seen = endpoint_state(*views, *self.pods, *self.jobs.values(), spec=self.spec, status=self.status, **fields)
+        seen = endpoint_state(
+            *views, *self.pods, *self.jobs.values(), spec=self.spec, status=self.status, **{"route": self.route, "gateway_api": self.gateway_api, **fields}
+        )
         self.plan = decide(seen, SETTINGS, self.now)
         for body in self.plan.apply:
             if body["kind"] == "Deployment":
                 self.replicas[body["metadata"]["name"]] = body["spec"]["replicas"]
+            if body["kind"] == "HTTPRoute" and self.route is None:
+                self.route = RouteView("support", "uid-1", "route-1", accepted=True)
         for ref, change in self.plan.patch:
             self.replicas[ref.name] = change["spec"]["replicas"]
         for body in self.plan.create:
@@ -57,6 +63,8 @@ class Story:
         for ref in self.plan.delete:
             if ref.kind == "Deployment":
                 self.replicas.pop(ref.name, None)
+            if ref.kind == "HTTPRoute":
+                self.route = None
             if ref.kind == "Job":
                 self.jobs.pop(ref.name, None)
         self.status = self.plan.status
@@ -80,6 +88,11 @@ class Story:
         """Version that the endpoint's Service selects."""
         services = [b for b in self.plan.apply if b["kind"] == "Service" and b["metadata"]["name"] == "support"]
         return str(services[0]["spec"]["selector"]["finetune.dev/version"]) if services else ""
+
+    def weights(self) -> dict[str, int]:
+        """Shares of the requests through the Gateway, by version; empty without a route."""
+        routes = [b for b in self.plan.apply if b["kind"] == "HTTPRoute"]
+        return {b["name"]: b["weight"] for b in routes[0]["spec"]["rules"][0]["backendRefs"]} if routes else {}
 
     def roles(self) -> dict[str, str]:
         """Roles by job."""
