@@ -59,7 +59,7 @@ class Reason(StrEnum):
     DEPLOYMENT_DELETED = "DeploymentDeleted"
     RECREATING = "Recreating"
     SHIFTING_TRAFFIC = "ShiftingTraffic"
-    NOT_READY = "NotReady"
+    LOST_READINESS = "LostReadiness"
     ROUTED = "Routed"
     ROUTE_REFUSED = "RouteRefused"
     GATEWAY_API_MISSING = "GatewayAPIMissing"

@@ -24,6 +24,7 @@ _PREFIXES = {
     "/apis/policy/v1": ("poddisruptionbudgets",),
     "/apis/finetune.dev/v1alpha1": ("finetunejobs", "modelendpoints"),
     "/apis/kueue.x-k8s.io/v1beta2": ("workloads",),
+    "/apis/gateway.networking.k8s.io/v1": ("httproutes",),
     "/apis/apiextensions.k8s.io/v1": ("customresourcedefinitions",),
 }
 _PREFIX = {plural: prefix for prefix, plurals in _PREFIXES.items() for plural in plurals}

@@ -82,6 +82,7 @@ ALLOWED = [
     "create /events",
     "delete finetune.dev/finetunejobs",
     "patch kueue.x-k8s.io/workloads",
+    "delete gateway.networking.k8s.io/httproutes",
     "list /nodes",
 ]
 DENIED = [
@@ -91,6 +92,7 @@ DENIED = [
     "create /pods",
     "create /pods/exec",
     "update batch/jobs",
+    "get gateway.networking.k8s.io/gateways",
     "create /serviceaccounts/token",
     "get /nodes",
     "watch /nodes",

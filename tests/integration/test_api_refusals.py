@@ -175,8 +175,25 @@ def test_a_job_is_refused(kubectl: Kubectl, change: dict[str, Any], field: str, 
 
 JUDGE = {"endpoint": "http://judge.team.svc/v1", "model": "judge"}
 ADAPTER = {"uri": "s3://models/a", "manifestSha256": "a" * 64}
+CANARY = {"parentRefs": [{"name": "public"}]}
+
+
+def canary(**fields: Any) -> dict[str, Any]:
+    return {"strategy": {"type": "Canary", "canary": {**CANARY, **fields}}}
+
+
 REFUSED_ENDPOINTS = [
-    pytest.param({"strategy": {"type": "Canary"}}, "spec.strategy.type", f"a rollout by shares of the traffic {NOT_YET}", id="a canary"),
+    pytest.param(
+        {"strategy": {"type": "Canary"}}, "spec.strategy.canary", "type Canary needs canary.parentRefs, which name a Gateway", id="a canary without a Gateway"
+    ),
+    pytest.param({"strategy": {"canary": CANARY}}, "spec.strategy.canary", "canary is for type Canary", id="steps of another strategy"),
+    pytest.param(canary(parentRefs=[]), "spec.strategy.canary.parentRefs", "should have at least 1 items", id="a canary behind no Gateway"),
+    pytest.param(canary(steps=[]), "spec.strategy.canary.steps", "should have at least 1 items", id="a canary without steps"),
+    pytest.param(canary(steps=[50, 10]), "spec.strategy.canary.steps", "each step must be larger than the one before", id="steps that go back"),
+    pytest.param(canary(steps=[10, 10]), "spec.strategy.canary.steps", "each step must be larger than the one before", id="a step that is none"),
+    pytest.param(canary(steps=[0, 10]), "spec.strategy.canary.steps[0]", "greater than or equal to 1", id="a step of nothing"),
+    pytest.param(canary(steps=[10, 100]), "spec.strategy.canary.steps[1]", "less than or equal to 99", id="everything as a step"),
+    pytest.param(canary(hostnames=["Support.example.org"]), "spec.strategy.canary.hostnames[0]", "should match", id="a host name in capitals"),
     pytest.param({"servedName": "base"}, "spec.servedName", "'base' is the base model's name: choose another one", id="the base model's name"),
     pytest.param({"servedName": "a=b"}, "spec.servedName", "should match", id="a name that engines take for a pair"),
     pytest.param({"version": ""}, "spec.version", "at least 1 chars long", id="a pin to nothing"),
@@ -204,6 +221,12 @@ def test_an_endpoint_is_refused(kubectl: Kubectl, change: dict[str, Any], field:
     said = kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=merge(ENDPOINT, {"spec": change}))
 
     assert any(f"{field}: " in line and message in line for line in said.splitlines()), said
+
+
+def test_a_canary_is_taken_with_ten_steps_and_a_wildcard(kubectl: Kubectl) -> None:
+    change = canary(hostnames=["*.example.org", "support"], steps=[1, 2, 3, 4, 5, 6, 7, 8, 9, 99], stepSeconds=1)
+    found = kubectl.json("create", "--dry-run=server", "-f", "-", stdin=merge(ENDPOINT, {"spec": change}))
+    assert found["spec"]["strategy"]["canary"]["steps"][-1] == 99
 
 
 @pytest.mark.parametrize("sample", [JOB, ENDPOINT], ids=["FineTuneJob", "ModelEndpoint"])

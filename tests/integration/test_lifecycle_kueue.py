@@ -3,22 +3,18 @@
 tests/e2e/test_kueue.py has the controller itself.
 """
 
-import json
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.foreign_kinds import installed
 from tests.integration.history import History
 from tests.integration.job import TRAINED, deleting, finetunejob, interrupted, phase, prepared, reason, running
 from tests.integration.kubectl import Kubectl
 from tests.integration.operator_process import Namespace, Operator, wait
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = "sigs.k8s.io/kueue"
 QUEUED = {"queue": {"name": "training", "priorityClass": "high"}}
 WAITS = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor training, 1 more needed"
 
@@ -26,16 +22,8 @@ WAITS = "couldn't assign flavors to pod set main: insufficient unused quota for 
 @pytest.fixture(scope="module")
 def crd(cluster: Kubectl) -> Iterator[None]:
     """Kueue's Workloads as the API server knows them, without Kueue."""
-    found = subprocess.run(
-        ["go", "mod", "download", "-json", MODULE], cwd=ROOT / "tests/devcluster/kueue-controller", capture_output=True, text=True, check=True
-    )
-    path = Path(json.loads(found.stdout)["Dir"]) / "config/components/crd/bases/kueue.x-k8s.io_workloads.yaml"
-    cluster("apply", "--server-side", "-f", str(path))
-    # `kubectl wait` gives up on an object that has no conditions yet.
-    wait("the API server has looked at the kind", lambda: "Established" in cluster("get", "-f", str(path), "-o", "yaml"))
-    cluster("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
-    yield
-    cluster("delete", "-f", str(path))
+    with installed(cluster, "kueue-controller", "sigs.k8s.io/kueue", "config/components/crd/bases/kueue.x-k8s.io_workloads.yaml"):
+        yield
 
 
 @pytest.fixture(scope="module")

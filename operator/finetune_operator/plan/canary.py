@@ -69,11 +69,17 @@ def unfit(pods: Iterable[PodView], since: float) -> Fault | None:
         if pod.restarts and pod.ended and pod.ended.exit_code and (old or (loops and loops.reason == Reason.CRASH_LOOP)):
             return Fault(Reason.CRASH_LOOP, f"pod {pod.name}: {failure(pod.ended, '').message}")
         if old:
-            return Fault(Reason.NOT_READY, f"pod {pod.name} has ceased to answer: look at its log")
+            return Fault(Reason.LOST_READINESS, f"pod {pod.name} has ceased to answer: look at its log")
     return None
 
 
 # Steps
+
+
+def by_steps(rollout: "Rollout") -> bool:
+    """Whether a candidate gets the traffic in steps. The way back has none: whoever names a version in spec.version has decided."""
+    spec = rollout.seen.spec
+    return asked(rollout.seen) is not None and rollout.versions.current is not None and spec.replicas > 0 and spec.version is None
 
 
 def judge(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:
@@ -106,19 +112,15 @@ def _reach(rollout: "Rollout", candidate: VersionStatus, step: int, **passed: An
 def advance(rollout: "Rollout", candidate: VersionStatus, **passed: Any) -> bool:
     """Take the step that is due. True: the candidate gets everything. `passed`: its evaluation, for the record.
 
-    The way back has no steps: whoever names a version in spec.version has decided.
+    All its pods answer.
     """
-    spec, canary, current = rollout.seen.spec, asked(rollout.seen), rollout.versions.current
-    if canary is None or current is None or spec.replicas == 0 or spec.version is not None:
+    canary = asked(rollout.seen)
+    if canary is None or not by_steps(rollout):
         return True
-    step, view = candidate.step or 0, rollout.deployment(candidate.name)
+    step = candidate.step or 0
     if fault := route_fault(rollout.seen):
         rollout.versions.put(candidate.model_copy(update=passed))
         rollout.wait(Fault(fault.reason, f"version {candidate.name} is ready and stands by with {step} % of the requests: {fault.message}"))
-        return False
-    if view is None or view.ready < spec.replicas:  # one that had the traffic before counts as up with a single pod
-        told = f"version {candidate.name} gets {step} % of the requests through the Gateway, and more when {spec.replicas} of its pods answer"
-        rollout.wait(Fault(Reason.SHIFTING_TRAFFIC, told))
         return False
     if step and candidate.step_since and (left := clock.seconds(candidate.step_since) + canary.step_seconds - rollout.now) > 0:
         rollout.due.append(left)

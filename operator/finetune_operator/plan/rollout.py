@@ -179,7 +179,7 @@ def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
     wanted = wanted_replicas(rollout.seen, target, verdict)
     if wanted == 0:
         return True
-    enough = 1 if record and record.trusted else wanted
+    enough = 1 if record and record.trusted and not canary.by_steps(rollout) else wanted
     return view is not None and view.current and view.ready >= enough
 
 

@@ -150,7 +150,7 @@ class TestWayBack:
     FAULTS: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("a crash loop", {"waiting_reason": "CrashLoopBackOff", "restarts": 2, "ended": CRASH, "created_at": AFTER}, "CrashLoop"),
         ("a single crash of a pod that has answered", {"restarts": 1, "ended": CRASH, "running": True, "created_at": BEFORE}, "CrashLoop"),
-        ("a pod that ceases to answer", {"running": True, "created_at": BEFORE}, "NotReady"),
+        ("a pod that ceases to answer", {"running": True, "created_at": BEFORE}, "LostReadiness"),
     )
 
     @pytest.mark.parametrize(("pod", "reason"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
