@@ -10,6 +10,7 @@ from finetune_operator.plan.types import Body, Ref
 
 from .api import Api, controller_of, key_of
 from .faults import Fate, Requests, Weather
+from .gateway import Gateway
 from .kueue import queued
 from .world import ViolationError, World
 
@@ -31,11 +32,14 @@ class ModelCluster(Cluster):
 
     def __init__(self, world: World, api: Api, conditions: Weather, requests: Requests) -> None:
         self._world, self._api, self._weather, self._requests = world, api, conditions, requests
+        self.gateway: Gateway
         self._looked: dict[tuple[str, str, str], str] = {}  # UID that the last look at an object has found
         self.writes = 0
         self.acting = False  # what happens now is the operator's doing
 
     async def _ask(self, what: str, do: Callable[[], T], *, write: bool) -> T:
+        if "HTTPRoute" in what and not self.gateway.installed:
+            raise ViolationError("only kinds that the cluster has are asked for", f"{what}, and there is no Gateway API")
         self.writes += write
         fate = self._requests.next()
         if self._weather.latency:
@@ -76,6 +80,9 @@ class ModelCluster(Cluster):
             raise Crash
         self._world.note("operator", f"{what}: done, but the answer is lost")
         raise ApiError(self._requests.status(), "the answer is lost")
+
+    async def serves(self, api_version: str, plural: str) -> bool:
+        return await self._ask(f"look for {plural} of {api_version}", lambda: self.gateway.installed, write=False)
 
     async def get(self, ref: Ref, namespace: str) -> Body | None:
         def do() -> Body | None:

@@ -98,7 +98,13 @@ def _break_versions(schedule: "Schedule") -> None:
         schedule.world.after(schedule.world.delay(30, 900), schedule.servers.mend)
 
 
+def _refuse_routes(schedule: "Schedule") -> None:
+    """A Gateway takes no routes, mostly for a while."""
+    schedule.world.hits.add("routes are refused")
+    schedule.gateway.refuse(schedule.world.delay(30, 900))
+
+
 _WEIGHTS: list[tuple[int, Callable[["Schedule"], None]]] = [
     (4, _evict), (1, _lose_node), (2, _take_away), (2, _lose_watch), (1, _repeat), (1, _set_clock), (1, _restart), (1, _upgrade), (2, _preempt),
-    (1, _build_in_gpus), (1, _break_versions),
+    (1, _build_in_gpus), (1, _break_versions), (1, _refuse_routes),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from finetune_operator.plan.versions import version_name
 from finetune_runtime.contract.config import AdapterRef
 
 from .api import Api, Raw, controller_of, deleting, key_of
+from .gateway import Gateway
 from .invariants import conditions, fail
 from .jobs import terminal
 from .kubelet import Kubelets
@@ -15,7 +16,8 @@ from .rollouts import Rollouts, gates_of, versions_of
 from .serving import Servers, opens
 
 WITH_PODS = ("Current", "Candidate", "Previous")
-GIVEN_UP = ("CrashLoop", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed")
+GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed")
+AT_THE_GATEWAY = ("GatewayAPIMissing", "RouteRefused")
 SLACK = 60.0  # seconds that a round may come late
 
 
@@ -26,8 +28,8 @@ def _adapter(raw: Raw | None) -> str:
 class EndpointRest:
     """Judges all endpoints when nothing happens any more."""
 
-    def __init__(self, api: Api, kubelets: Kubelets, servers: Servers, process: Process, rollouts: Rollouts) -> None:
-        self._api, self._kubelets, self._servers, self._process, self._rollouts = api, kubelets, servers, process, rollouts
+    def __init__(self, api: Api, kubelets: Kubelets, servers: Servers, process: Process, rollouts: Rollouts, gateway: Gateway) -> None:
+        self._api, self._kubelets, self._servers, self._process, self._rollouts, self._gateway = api, kubelets, servers, process, rollouts, gateway
 
     def at_rest(self) -> None:
         """Raises ViolationError."""
@@ -112,7 +114,7 @@ class EndpointRest:
                 servable = [v["name"] for v in named_so if v.get("served") or v["role"] in ("Current", "Previous") or v["name"] == own]
                 return f"{pin} is known" if servable else ""
             case "NameConflict":
-                foreign = (c for kind in ("Service", "ConfigMap", "Deployment") if (c := self._api.get(kind, key_of(raw))))
+                foreign = (c for kind in ("Service", "ConfigMap", "Deployment", "HTTPRoute") if (c := self._api.get(kind, key_of(raw))))
                 return "" if any(controller_of(c) is None for c in foreign) else "no name is taken"
             case "GateClosed" if candidate and self._opens(spec, candidate):
                 return "all its gates are open"
@@ -133,7 +135,7 @@ class EndpointRest:
             return "no version is on its way"
         nature, gives_up = self._servers.adapters.of(_adapter(candidate)), spec.get("autoRollback", True)
         overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
-        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating"):
+        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         waits = {
@@ -141,6 +143,7 @@ class EndpointRest:
             "CrashLoop": nature.kind != "good" and not gives_up, "FetchFailed": nature.kind == "unreadable" and not gives_up,
             "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
             "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw),
+            "GatewayAPIMissing": not self._gateway.installed, "RouteRefused": self._gateway.refuses, "LostReadiness": not gives_up,
         }  # fmt: skip
         return "" if waits.get(reason) else f"nothing holds {candidate['name']} up"
 

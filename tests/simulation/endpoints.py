@@ -50,7 +50,11 @@ class EndpointUsers(Users):
     def _strategy(self) -> Raw:
         random = self._world.random
         kind = "Recreate" if random.random() < 0.25 else "BlueGreen"
-        return {"type": kind, "watchSeconds": random.choice((0, 30, 120, 600, 600)), "timeoutSeconds": random.choice((60, 300, 600, 7200))}
+        times = {"watchSeconds": random.choice((0, 30, 120, 600, 600)), "timeoutSeconds": random.choice((60, 300, 600, 7200))}
+        if self._world.chance(self._weather.canary):
+            steps: Raw = {"steps": random.choice(([10, 50], [50], [1, 10, 99])), "stepSeconds": random.choice((5, 60, 60, 300))}
+            return {"type": "Canary", "canary": {"parentRefs": [{"name": "public"}], "hostnames": [], **steps}, **times}
+        return {"type": kind, **times}
 
     def _shape(self) -> Raw:
         random = self._world.random
@@ -89,7 +93,7 @@ class EndpointUsers(Users):
             return
         weights: list[tuple[int, Callable[[Raw], None]]] = [
             (10, self._propose), (3, self._pin), (4, self._unpin), (3, self._regate), (2, self._restrategy), (2, self._scale), (1, self._keep), (1, self._content),
-            (1, self._flip_rollback), (1, self._kill_pod), (1, self._damage), (1, self._redirect), (1, self._resize), (1, self._take_service), (1, self._drop),
+            (1, self._flip_rollback), (1, self._kill_pod), (1, self._damage), (1, self._redirect), (1, self._reroute), (1, self._resize), (1, self._take_service), (1, self._drop),
         ]  # fmt: skip
         chosen = self._world.random.choices([w[1] for w in weights], [w[0] for w in weights])[0]
         chosen(endpoint)
@@ -141,7 +145,7 @@ class EndpointUsers(Users):
 
     def _meddle(self, what: str, raw: Raw) -> None:
         super()._meddle(what, raw)
-        if raw["kind"] in ("Service", "Deployment", "ConfigMap", "Job"):
+        if raw["kind"] in ("Service", "Deployment", "ConfigMap", "Job", "HTTPRoute"):
             self.rollouts.meddled = self._world.now
         if what == "deletes" and raw["kind"] in ("Deployment", "Job"):
             self.rollouts.deleted.add(raw["metadata"]["name"])
@@ -150,7 +154,7 @@ class EndpointUsers(Users):
         self._delete_child("Pod")
 
     def _damage(self, _: Raw) -> None:
-        self._delete_child(self._world.random.choice(("Deployment", "Service", "ConfigMap", "Job", "PodDisruptionBudget")))
+        self._delete_child(self._world.random.choice(("Deployment", "Service", "ConfigMap", "Job", "PodDisruptionBudget", "HTTPRoute")))
 
     def _redirect(self, raw: Raw) -> None:
         """Somebody edits the selector of the Service."""
@@ -159,6 +163,15 @@ class EndpointUsers(Users):
         if service and service["metadata"].get("ownerReferences"):
             self._meddle("redirects", service)
             self._api.update(service, spec={"selector": {**service["spec"]["selector"], LABEL_VERSION: self._world.random.choice(names)}})
+
+    def _reroute(self, raw: Raw) -> None:
+        """Somebody edits the weights of the route."""
+        route = self._api.get("HTTPRoute", key_of(raw))
+        if route and route["metadata"].get("ownerReferences"):
+            self._meddle("reroutes", route)
+            rule = route["spec"]["rules"][0]
+            turned = [{**b, "weight": 100 - b["weight"]} for b in rule["backendRefs"]]
+            self._api.update(route, spec={"rules": [{**rule, "backendRefs": turned}]})
 
     def _resize(self, _: Raw) -> None:
         """Somebody scales a Deployment by hand."""

@@ -42,6 +42,8 @@ class Weather:
     jobs: int = 1  # FineTuneJobs at the beginning
     endpoints: bool = False  # people work on an endpoint too, and versions are not all good
     bad_versions: float = 0.0  # share of adapters that cannot be served well
+    canary: float = 0.0  # share of strategies with shares of the traffic
+    late_gateway: float = 0.0  # chance that the Gateway API is installed in the middle of it all
     gates: float = 0.0  # share of endpoints, jobs and candidates with a gate
 
     def calm_down(self) -> None:
@@ -88,6 +90,7 @@ def endpoint_weather(random: Random, kinds: tuple[str, ...]) -> Weather:
     found.bad_versions = random.choice((0.0, 0.3, 0.6))
     found.gates = random.choice((0.0, 0.4, 0.8))
     found.pod_failure = random.choice((0.0, 0.1, 0.5))
+    found.canary, found.late_gateway = random.choice((0.0, 0.4, 0.8)), 0.2
     found.edits, found.window = random.choice((2, 5, 10, 20)), random.choice((400.0, 1500.0, 1500.0))
     return found
 

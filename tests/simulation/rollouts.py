@@ -93,7 +93,7 @@ class Rollouts:
 
     # What the operator may have seen
 
-    def _moment(self) -> float:
+    def moment(self) -> float:
         """Seconds that may lie between the operator's look at the cluster and what it does: it asks some twenty times."""
         return 5.0 + 40.0 * self._weather.latency
 
@@ -103,10 +103,14 @@ class Rollouts:
         begun = max((i for i, (since, _) in enumerate(specs) if since <= self._world.now - moment), default=0)
         return [spec for _, spec in specs[begun:]]
 
+    def recent(self, raw: Raw) -> list[Raw]:
+        """Specs by one of which the operator acts now."""
+        return self._specs(raw, self._seen())
+
     def _of(self, version: str) -> Fitness:
         return self._fitness.setdefault(version, Fitness())
 
-    def _left_alone(self) -> bool:
+    def left_alone(self) -> bool:
         """Whether what somebody did by hand is put right by now, by a process that had the time to do so."""
         never = self.meddled == float("-inf")
         return never or self._world.now > max(self.meddled, self._process.since) + HEALED
@@ -158,14 +162,14 @@ class Rollouts:
 
     def _seen(self) -> float:
         """Seconds by which the operator's newest view of a spec may be old."""
-        return self._moment() + 300.0 * bool(self._weather.storm)
+        return self.moment() + 300.0 * bool(self._weather.storm)
 
     def _true(self, raw: Raw, after: dict[str, Raw], before: dict[str, Raw], history: History) -> None:
         """The record says Current of the version that the Service selects."""
         current = next((v for v, r in after.items() if r["role"] == "Current"), "")
         was = next((v for v, r in before.items() if r["role"] == "Current"), "")
-        selected = self._selected(raw)
-        if current and current not in (was, selected) and self._left_alone():
+        selected = self.selected(raw)
+        if current and current not in (was, selected) and self.left_alone():
             fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
         if current:
             history.served.add(current)
@@ -185,17 +189,27 @@ class Rollouts:
             self._has_answered(endpoint, to)
             self._has_passed(endpoint, to, before)
         recorded = before in self._history[endpoint["metadata"]["uid"]].served  # or a crash came between the traffic and the record of it
-        if recorded and self._left_alone() and self._promised(endpoint) and self._of(before).answering and self._silent(to):
+        if recorded and self.left_alone() and self._promised(endpoint) and self._of(before).answering and self.silent(to):
             fail("an endpoint keeps answering", f"traffic moves from {before}, which answers, to {to}, of which no pod does")
 
     def _promised(self, endpoint: Raw) -> bool:
         """Whether somebody is to answer all the time."""
         return all(spec.get("replicas", 1) and spec["strategy"]["type"] != "Recreate" for spec in self._specs(endpoint, self._seen()))
 
-    def _silent(self, version: str) -> bool:
+    def silent(self, version: str) -> bool:
         """Whether no pod of a version has answered for longer than the operator may not know of."""
         found = self._of(version)
-        return not found.answering and found.last < self._world.now - self._moment()
+        return not found.answering and found.last < self._world.now - self.moment()
+
+    def wavered(self, version: str) -> bool:
+        """Whether no pod of a version answers, or none did within the time for which the operator may not know better."""
+        found = self._of(version)
+        return not found.answering or found.last >= self._world.now - self.moment()
+
+    def may_have(self, endpoint: Raw, version: str, current: str) -> None:
+        """A version gets requests for the first time; `current` has them until now."""
+        self._has_answered(endpoint, version)
+        self._has_passed(endpoint, version, current)
 
     def _has_answered(self, endpoint: Raw, version: str) -> None:
         specs, found = self._specs(endpoint, self._seen()), self._of(version)
@@ -259,10 +273,10 @@ class Rollouts:
         weather = self._weather
         calm = not (weather.error or weather.crash or weather.stall or weather.skew or weather.lost_watch or weather.latency)
         prompt = calm and self._process.running and max(weather.lags.values()) <= 1 and self._world.now > self.meddled + QUICKLY
-        possible = newest and self._of(newest["name"]).answering and self._promised(endpoint) and self._selected(endpoint) == version
+        possible = newest and self._of(newest["name"]).answering and self._promised(endpoint) and self.selected(endpoint) == version
         return bool(watched and prompt and possible)
 
-    def _selected(self, endpoint: Raw) -> str:
+    def selected(self, endpoint: Raw) -> str:
         """The version that the endpoint's own Service selects."""
         service = self._api.get("Service", key_of(endpoint))
         return str(service["spec"]["selector"].get(LABEL_VERSION, "")) if service and controller_of(service) else ""
@@ -275,10 +289,10 @@ class Rollouts:
 
     def _on_deployment(self, change: str, raw: Raw, old: Raw | None) -> None:
         version = (raw["metadata"].get("labels") or {}).get(LABEL_VERSION)
-        if not self._process.cluster.acting or old is None or version is None or not self._left_alone():
+        if not self._process.cluster.acting or old is None or version is None or not self.left_alone():
             return
         endpoint = self._api.get("ModelEndpoint", (raw["metadata"]["namespace"], raw["metadata"]["labels"][LABEL_ENDPOINT]))
-        if endpoint is None or self._selected(endpoint) != version or not self._promised(endpoint):
+        if endpoint is None or self.selected(endpoint) != version or not self._promised(endpoint):
             return
         if version not in self._history[endpoint["metadata"]["uid"]].served:
             return  # a crash came between the traffic and the record of it: nothing else has had it yet, or the next look moves it back

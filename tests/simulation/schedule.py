@@ -15,6 +15,7 @@ from .disturbances import disturb
 from .endpoint_rest import EndpointRest
 from .endpoints import EndpointUsers
 from .faults import endpoint_weather, weather
+from .gateway import NOTICED, Gateway
 from .invariants import Invariants, fail, final
 from .jobs import JobController
 from .kubelet import EXIT, Container, Kubelets, Program, config_of
@@ -23,6 +24,7 @@ from .process import Process
 from .quiescence import waits_for
 from .rollouts import Rollouts
 from .serving import Servers
+from .shares import Shares
 from .storage import Storage
 from .trainer import Runs
 from .user import NAMESPACE, Users
@@ -68,11 +70,16 @@ class Schedule:
         self.kubelets = Kubelets(world, api, *((3, 4) if endpoints else (2, 1)), self._launch)
         self.servers = Servers(world, api, conditions, self.kubelets.show)
         self.process = Process(world, api, conditions)
+        self.gateway = self.process.cluster.gateway = Gateway(world, api, 2.0 if conditions.storm else 0.5)
+        if world.chance(conditions.late_gateway):
+            self.gateway.installed = False
+            world.after(world.delay(60, conditions.window), self._install_gateway)
         self.kueue = Kueue(world, api, 2.0 if conditions.storm else 0.5)
         self.deployments = Deployments(world, api, 3.0 if conditions.storm else 0.5)
         self.invariants = Invariants(world, api, self.storage, self.kubelets, self.process)
         self.rollouts = self.servers.listener = Rollouts(world, api, conditions, self.process)
-        self.endpoint_rest = EndpointRest(api, self.kubelets, self.servers, self.process, self.rollouts)
+        self.shares = Shares(world, api, conditions, self.process, self.rollouts)
+        self.endpoint_rest = EndpointRest(api, self.kubelets, self.servers, self.process, self.rollouts, self.gateway)
         self.users = EndpointUsers(world, api, conditions) if endpoints else Users(world, api, conditions)
         self.users.invariants, self.users.rollouts = self.invariants, self.rollouts
         self.users.begin()
@@ -85,6 +92,12 @@ class Schedule:
         for _ in range(conditions.disturbances):
             world.after(world.delay(0, conditions.window), disturb, self)
 
+    def _install_gateway(self) -> None:
+        """The Gateway API comes later. An operator that started without it ends where an endpoint needs it."""
+        self.world.note("cluster", "gets the Gateway API")
+        self.gateway.installed = True
+        self.world.after(self.world.delay(0, NOTICED), self.process.crash)
+
     def run(self) -> None:
         """Storm, then calm, then rest. Raises ViolationError."""
         self._weather_on()
@@ -92,6 +105,7 @@ class Schedule:
         self._settle()
         self.invariants.at_rest()
         self.endpoint_rest.at_rest()
+        self.shares.at_rest()
         self._quiescent()
 
     def _weather_on(self) -> None:

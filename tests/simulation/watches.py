@@ -19,10 +19,10 @@ from .world import World
 
 KINDS = {
     "finetunejobs": "FineTuneJob", "modelendpoints": "ModelEndpoint", "jobs": "Job", "pods": "Pod", "deployments": "Deployment",
-    "services": "Service", "workloads": "Workload", "nodes": "Node", "configmaps": "ConfigMap",
+    "services": "Service", "httproutes": "HTTPRoute", "workloads": "Workload", "nodes": "Node", "configmaps": "ConfigMap",
 }  # fmt: skip
 # Kinds that the operator watches by label only (handlers.startup).
-LABELLED = ("Job", "Pod", "Deployment", "Service")
+LABELLED = ("Job", "Pod", "Deployment", "Service", "HTTPRoute")
 
 
 def _kind(handler: Any) -> str:
