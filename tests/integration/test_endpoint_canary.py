@@ -1,7 +1,4 @@
-"""Rollouts in steps with the Gateway API's real kinds; the tests say what a Gateway's controller would say.
-
-hack/canary.sh has a real Gateway.
-"""
+"""Rollouts in steps with the Gateway API's real kinds; the tests say what a Gateway's controller would say."""
 
 import signal
 import time
@@ -25,7 +22,7 @@ ACCEPTED, REFUSED = ("True", "Accepted", "accepted"), ("False", "NotAllowedByLis
 @pytest.fixture(scope="module")
 def crd(cluster: Kubectl) -> Iterator[None]:
     """HTTPRoutes as the API server knows them, without a Gateway."""
-    with installed(cluster, "gateway-controller", "sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"):
+    with installed(cluster, "gateway-api", "sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"):
         yield
 
 
