@@ -25,6 +25,7 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 ANNOTATION_PAUSED = f"{GROUP}/paused"  # a Workload that we, not its administrator, have made inactive
 ANNOTATION_IGNORE_FIT = f"{GROUP}/ignore-gpu-fit"
+ANNOTATION_CONFIG = f"{GROUP}/config"  # configuration of a pod that has no ConfigMap
 ANNOTATION_JOB_NAME = "batch.kubernetes.io/job-name"
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
@@ -41,7 +42,8 @@ class Step(StrEnum):
     TRAIN = "Train"
 
 
-EVALUATE = "Evaluate"  # step of a ModelEndpoint
+EVALUATE = "Evaluate"  # steps of a ModelEndpoint
+MERGE = "Merge"
 
 _SHORT = {Step.PREPARE: "prep", Step.TRAIN: "train"}
 
@@ -91,6 +93,11 @@ def evaluation_config(version: str) -> str:
 def evaluation_job(endpoint: str, version: str, gate: str) -> str:
     """Name of the Kubernetes Job that asks one version the questions of one gate: at most 52 + 10 characters."""
     return f"{endpoint}-e{digest(version + gate)}"
+
+
+def merge_job(endpoint: str, version: str) -> str:
+    """Name of the Kubernetes Job that merges a version's adapter into its base: at most 52 + 10 characters."""
+    return f"{endpoint}-m{digest(version)}"
 
 
 def labels(name: str, component: str, **extra: str) -> dict[str, str]:

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
     GATE_OPEN = "GateOpen"
     GATE_CLOSED = "GateClosed"
+    MERGING = "Merging"
+    MERGE_FAILED = "MergeFailed"
     EVALUATING = "Evaluating"
     EVALUATION_FAILED = "EvaluationFailed"
     NOT_READY_IN_TIME = "NotReadyInTime"

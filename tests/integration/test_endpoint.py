@@ -116,6 +116,28 @@ def test_the_gate_stands_between_an_answer_and_the_traffic(mine: Endpoint) -> No
     assert mine.traffic() == mine.version("c")["name"]
 
 
+def test_an_adapter_is_merged_before_the_pods_of_its_version_start(mine: Endpoint) -> None:
+    old = mine.serve("a")
+    mine.edit(quantization="Merged", candidate=candidate("b"))
+    pod = wait("a pod that merges", lambda: mine.here.items("pods", "finetune.dev/step=Merge"))[0]
+    assert json.loads(pod["metadata"]["annotations"]["finetune.dev/config"])["adapter"] == candidate("b")["adapter"]
+    assert mine.until("b", "Candidate")["name"] != old
+    assert not mine.here.get("deployment", mine.version("b")["name"])
+    merged = {"uri": "s3://models/ft/merged/1", "manifestSha256": "d" * 64}
+    mine.here.end(pod["metadata"]["name"], 0, json.dumps({"step": "merge", "reason": "Completed", "merged": merged}))
+    mine.answer("b")
+    assert mine.until("b", "Current")["merged"] == merged
+    config = mine.here.get("configmap", mine.traffic())["data"]["config.json"]
+    assert (json.loads(config)["merged"], json.loads(config)["quantization"]) == (merged, "Merged")
+    wait("the merge is cleaned up", lambda: not mine.here.items("jobs", "finetune.dev/step=Merge"))
+    mine.edit(candidate=candidate("c"))
+    pod = wait("a pod that merges", lambda: mine.here.items("pods", "finetune.dev/step=Merge"))[0]
+    mine.here.end(pod["metadata"]["name"], 20, json.dumps({"step": "merge", "reason": "InvalidConfig", "message": "The adapter has DoRA (use_dora)"}))
+    rejected = mine.until("c", "Rejected")
+    assert (rejected["reason"], mine.traffic()) == ("MergeFailed", mine.version("b")["name"])
+    assert "DoRA" in rejected["message"]
+
+
 def test_a_version_that_crashes_after_the_switch_gives_the_traffic_back(mine: Endpoint) -> None:
     mine.edit(strategy={"watchSeconds": 60})
     old = mine.serve("a")

@@ -66,7 +66,7 @@ class Endpoint:
     """A serving pod whose engine can be started and ended."""
 
     def __init__(self, config: ServeConfig, directory: Path) -> None:
-        self.pod = Pod("inference-cpu", "serve", config, directory, {})
+        self.config, self.pod = config, Pod("inference-cpu", "serve", config, directory, {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, until: Callable[["subprocess.CompletedProcess[str]"], bool]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from finetune_runtime import artefacts
+from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.result import Exit, Reason, StepResult
 from finetune_runtime.contract.spec import S3Storage
@@ -152,6 +154,59 @@ def test_storage_that_goes_down_meanwhile_is_waited_for(evaluate: Evaluate, stor
     finally:
         proxy.close()
     assert result.reason is (Reason.COMPLETED if comes_back else Reason.STORAGE_UNAVAILABLE)
+
+
+NF4 = {"bits": 4, "type": "nf4"}
+ANSWERED = {
+    "prompt": [{"role": "user", "content": "When?"}],
+    "expected": "At eight.",
+    "base": "?",
+    "tuned": "We open at eight.",
+    "promptTokens": [1],
+    "tokens": [2, 3],
+    "logprobs": [-0.1, -0.2],
+}
+DRIFTS = [
+    ("the same answers", NF4, {"step": 4, "maxTokens": 96, "answers": [ANSWERED]}, {"sameAnswers": "1.00", "prompts": 1}),
+    ("another answer", NF4, {"step": 4, "maxTokens": 96, "answers": [{**ANSWERED, "tuned": "We are closed."}]}, {"sameAnswers": "0.00", "firstDifference": "3"}),
+    ("no answers", NF4, None, {"unmeasured": "the training left no answers beside the adapter, for example because it had no validation data"}),
+    ("another checkpoint's", NF4, {"step": 8, "maxTokens": 96, "answers": [ANSWERED]}, {"unmeasured": "the training's answers are those of step 8, and the adapter is that of step 4"}),
+    ("of an older release", NF4, {"step": 4, "maxTokens": 96, "answers": [{**ANSWERED, "tokens": []}]}, {"unmeasured": "the training's answers have no token ids, as those of older releases"}),
+]  # fmt: skip
+
+
+def drift(store: Store, bucket: str, directory: Path, trained: dict[str, Any] | None, answers: dict[str, Any] | None) -> dict[str, Any]:
+    """An adapter in storage, and what its training answered."""
+    (directory / "adapter").mkdir()
+    details = {"quantization": trained} if trained else {}
+    manifest = Manifest(kind=Kind.ADAPTER, files=[], config_hash="c", base_model="s3://models/base", step=4, details=details)
+    ref = artefacts.commit(store, directory / "adapter", f"s3://{bucket}/job/adapter", manifest)
+    if answers:
+        store.put(f"s3://{bucket}/job/report/answers.json", json.dumps(answers).encode())
+    return {"adapter": ref.dump(), "quantization": "Merged", "engine": "Swift"}
+
+
+@pytest.mark.parametrize(("trained", "answers", "found"), [c[1:] for c in DRIFTS], ids=[c[0] for c in DRIFTS])
+def test_by_how_much_answers_change_is_stated_and_decides_nothing(
+    evaluate: Evaluate, store: Store, bucket: str, tmp_path: Path, trained: dict[str, Any], answers: dict[str, Any] | None, found: dict[str, Any]
+) -> None:
+    wanted = drift(store, bucket, tmp_path, trained, answers)
+    with endpoint(says("We open at eight.")) as server:
+        result = evaluate(server, drift=wanted).end(Exit.DONE)
+    assert result.evaluation is not None
+    assert result.evaluation.passed
+    assert result.evaluation.quantization_drift is not None
+    told = result.evaluation.quantization_drift.dump()
+    assert {key: told.get(key) for key in found} == found
+    assert (told["trained"], told["served"]) == ("nf4", "Merged")
+    assert record(store, result).result == result.evaluation
+
+
+def test_nothing_is_stated_of_an_adapter_that_was_trained_in_16_bits(evaluate: Evaluate, store: Store, bucket: str, tmp_path: Path) -> None:
+    with endpoint(says("We open at eight.")) as server:
+        result = evaluate(server, drift=drift(store, bucket, tmp_path, None, None)).end(Exit.DONE)
+    assert result.evaluation is not None
+    assert result.evaluation.quantization_drift is None
 
 
 def test_it_ends_at_once_when_it_is_told_to(evaluate: Evaluate) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from finetune_runtime import artefacts
-from finetune_runtime.contract.config import DRAINING, AdapterRef, JobConfig, ServeConfig
+from finetune_runtime.contract.config import DRAINING, AdapterRef, JobConfig, MergeConfig, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
@@ -262,6 +262,26 @@ def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) 
     endpoint.start()
     assert is_kept(PORT), "the drain was that of the engine before"
     assert [endpoint.answer(QUESTION, **options) for options in asked] == before
+
+
+def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpoint, trained: Trained, tmp_path: Path) -> None:
+    fields = {"model": trained.config.model.dump(), "storage": trained.config.storage.dump(), "adapter": trained.adapter.dump()}
+    merging = MergeConfig.model_validate(fields | {"uri": "s3://trained/support/merged"})
+    result = Step("merge", merging, tmp_path / "merge", trained.environment).end(Exit.DONE)
+    assert result.merged is not None
+    config = trained.serving(quantization="Merged", merged=result.merged.dump())
+    endpoint.stop()
+    Step("fetch", config, tmp_path / "pod", trained.environment).end(Exit.DONE)
+    alone = Endpoint(tmp_path / "pod", config)
+    try:
+        alone.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=10) as response:
+            assert [model["id"] for model in json.load(response)["data"]] == ["support"]
+        question, answer = trained.rows[0]
+        assert alone.answer([question]) == answer["content"]
+    finally:
+        alone.stop()
+    endpoint.start()
 
 
 def test_a_chat_template_that_is_not_that_of_the_training_is_not_ready(endpoint: Endpoint) -> None:

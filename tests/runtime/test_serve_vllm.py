@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 
-from finetune_runtime.contract.config import JobConfig, ServeConfig
+from finetune_runtime.contract.config import DriftConfig, JobConfig, MergeConfig, ServeConfig
 from finetune_runtime.contract.spec import S3Storage
+from finetune_runtime.evaluate.client import Client
+from finetune_runtime.evaluate.drift import _compare, summary
+from finetune_runtime.report.data import Answer
 from finetune_runtime.serve.command import SHUTDOWN_SECONDS
 from tests.runtime.serving import PORT, Endpoint, Pod, is_ready, pod_directory, post
 from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, is_kept, merged
@@ -122,6 +125,22 @@ def test_the_engine_sees_the_prompts_that_the_training_had(endpoint: Endpoint) -
         assert post("/tokenize", body)["tokens"] == sample["tokens"]
 
 
+def test_the_engine_tells_what_follows_token_ids_and_how_likely_it_finds_an_answer(endpoint: Endpoint) -> None:
+    """What evaluations of another quantisation ask. Here it is the training's, and what is compared with are the engine's own figures."""
+    question, expected = (message["content"] for message in json.loads(CLINIC.read_text().splitlines()[0])["messages"])
+    messages = [{"role": "user", "content": question}]
+    prompt = post("/tokenize", {"model": "support", "messages": messages, "add_generation_prompt": True})["tokens"]
+    tokens = post("/tokenize", {"model": "support", "prompt": expected, "add_special_tokens": False})["tokens"]
+    body = {"model": "support", "messages": messages, "temperature": 0, "max_tokens": len(tokens), "logprobs": True}
+    logprobs = [token["logprob"] for token in post("/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]]
+    fields = {"prompt": [], "expected": expected, "base": "", "tuned": expected, "promptTokens": prompt, "tokens": tokens, "logprobs": logprobs}
+    wanted = DriftConfig.model_validate({"adapter": endpoint.config.adapter.dump(), "quantization": "None", "engine": "vLLM"})
+    found = _compare(Client(f"http://127.0.0.1:{PORT}/v1", "support"), wanted, Answer.model_validate(fields))
+    assert found is not None
+    assert (found.same, len(found.served_logprobs), len(logprobs)) == (True, len(tokens), len(tokens))
+    assert 0 <= float(summary("nf4", "None", [found]).logprob_difference or 9) < 0.05
+
+
 def test_readiness_is_proven_once(endpoint: Endpoint) -> None:
     assert (endpoint.pod.directory / "scratch-inference-cpu/.ready").exists()
     assert endpoint.pod.ready().returncode == 0
@@ -159,6 +178,25 @@ def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) 
     endpoint.start(is_ready)
     assert is_kept(PORT), "the drain was that of the engine before"
     assert [answer("Do you have parking?", **options) for options in asked] == before
+
+
+def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpoint, serving: ServeConfig, directory: Path, s3_server: Server) -> None:
+    merging = MergeConfig(model=serving.model, storage=serving.storage, adapter=serving.adapter, uri="s3://trained/support/merged")
+    merged = Pod("trainer-test", "merge", merging, directory, s3_server.environment).run().merged
+    endpoint.stop()
+    config = serving.model_copy(update={"quantization": "Merged", "merged": merged, "cache": False})
+    elsewhere = pod_directory(directory.with_name("merged"))
+    Pod("inference-cpu", "fetch", config, elsewhere, s3_server.environment).run()
+    alone = Endpoint(config, elsewhere)
+    try:
+        alone.start(is_ready)
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=10) as response:
+            assert [model["id"] for model in json.load(response)["data"]] == ["support"]
+        user, assistant = (message["content"] for message in json.loads(CLINIC.read_text().splitlines()[0])["messages"])
+        assert answer(user) == assistant
+    finally:
+        alone.stop()
+    endpoint.start(is_ready)
 
 
 def test_a_chat_template_that_is_not_that_of_the_training_is_not_ready(endpoint: Endpoint) -> None:

@@ -19,7 +19,7 @@ from finetune_runtime.contract.result import Exit, TrainSummary
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.prepare.encode import Encoder
 from finetune_runtime.prepare.identify import Identity
-from finetune_runtime.report.data import Answers, State
+from finetune_runtime.report.data import CUT, Answers, State
 from finetune_runtime.s3.store import ObjectNotFound, Store
 from finetune_runtime.train import report
 from finetune_runtime.train.plugin import answering
@@ -192,6 +192,19 @@ def test_asking_leaves_the_model_and_the_random_numbers_as_they_were(model: Any,
 
 def test_a_batch_answers_as_each_prompt_alone(model: Any, template: Any) -> None:
     assert ask(model, template, TALKS) == [ask(model, template, [talk])[0] for talk in TALKS]
+
+
+def test_answers_are_left_with_their_tokens_and_how_likely_the_model_found_them(model: Any, template: Any) -> None:
+    given = answering.ask(model, template, TALKS, step=1, stop=lambda: False, precision=nullcontext())
+    model.eval()
+    for answer in given.answers:
+        assert answer.tokens
+        assert template.tokenizer.decode(answer.tokens, skip_special_tokens=True) == answer.tuned.removesuffix(CUT)
+        whole = torch.tensor([[*answer.prompt_tokens, *answer.tokens]])
+        with torch.no_grad():
+            likely = model(whole).logits[0, len(answer.prompt_tokens) - 1 : -1].float().log_softmax(-1)
+        expected = likely.gather(1, whole[0, len(answer.prompt_tokens) :, None]).squeeze(1)
+        assert torch.tensor(answer.logprobs) == pytest.approx(expected, abs=1e-3)
 
 
 def test_prompts_are_the_tokens_that_training_has_before_the_answer(tiny_model: Path, template: Any) -> None:

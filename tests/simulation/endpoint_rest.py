@@ -16,7 +16,7 @@ from .rollouts import Rollouts, gates_of, versions_of
 from .serving import Servers, opens
 
 WITH_PODS = ("Current", "Candidate", "Previous")
-GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed")
+GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed")
 AT_THE_GATEWAY = ("GatewayAPIMissing", "RouteRefused")
 SLACK = 60.0  # seconds that a round may come late
 
@@ -135,20 +135,20 @@ class EndpointRest:
             return "no version is on its way"
         nature, gives_up = self._servers.adapters.of(_adapter(candidate)), spec.get("autoRollback", True)
         overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
-        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating", *AT_THE_GATEWAY):
+        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         waits = {
             "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute",
             "CrashLoop": nature.kind != "good" and not gives_up, "FetchFailed": nature.kind == "unreadable" and not gives_up,
             "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
-            "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw),
+            "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw), "Merging": self._held(raw),
             "GatewayAPIMissing": not self._gateway.installed, "RouteRefused": self._gateway.refuses, "LostReadiness": not gives_up,
         }  # fmt: skip
         return "" if waits.get(reason) else f"nothing holds {candidate['name']} up"
 
     def _held(self, raw: Raw) -> bool:
-        """Whether somebody has suspended the evaluation."""
+        """Whether somebody has suspended the evaluation or the merge."""
         return any(j["spec"].get("suspend") for j in self._mine(raw, "Job"))
 
     def _ending(self, raw: Raw) -> bool:

@@ -29,7 +29,7 @@ class EndpointUsers(Users):
 
     def _more(self) -> Raw:
         """Most jobs deploy to the endpoint, and some have a gate of their own."""
-        inference = {**INFERENCE, **self._shape(), **({"endpoint": ENDPOINT} if self._world.chance(0.8) else {})}
+        inference = {**INFERENCE, **self._shape(), **self._merged(), **({"endpoint": ENDPOINT} if self._world.chance(0.8) else {})}
         gate = {k: v for k, v in self._gate().items() if k != "evalLoss"}
         return {"inference": inference, "retries": {"limit": 1, "backoffSeconds": 5}, **({"evaluation": gate} if self._gated() else {})}
 
@@ -46,6 +46,9 @@ class EndpointUsers(Users):
         if bounds:
             gate["evalLoss"] = {"max": random.choice(("1.0", "2.0"))}
         return Evaluation.model_validate(gate).dump()
+
+    def _merged(self) -> Raw:
+        return {"quantization": "Merged"} if self._weather.merged else {}
 
     def _strategy(self) -> Raw:
         random = self._world.random
@@ -76,7 +79,7 @@ class EndpointUsers(Users):
     def _create(self) -> None:
         if self._api.get("ModelEndpoint", (NAMESPACE, ENDPOINT)) or NAMESPACE in self._api.terminating:
             return
-        spec = {**BASE, **self._shape(), "autoRollback": self._world.chance(0.8)}
+        spec = {**BASE, **self._shape(), "autoRollback": self._world.chance(0.8), **self._merged()}
         if self._gated():
             spec["gate"] = self._gate()
         if self._world.chance(0.8):
@@ -138,7 +141,10 @@ class EndpointUsers(Users):
 
     def _content(self, raw: Raw) -> None:
         """A change that makes a new version of every adapter."""
-        self._set(raw, "maxLength", self._world.random.choice((512, 1024, 2048)))
+        if self._weather.merged and self._world.chance(0.5):
+            self._set(raw, "quantization", self._world.random.choice(("AsTrained", "Merged", "Merged")))
+        else:
+            self._set(raw, "maxLength", self._world.random.choice((512, 1024, 2048)))
 
     def _flip_rollback(self, raw: Raw) -> None:
         self._set(raw, "autoRollback", not raw["spec"].get("autoRollback", True))

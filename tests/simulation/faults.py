@@ -44,6 +44,7 @@ class Weather:
     bad_versions: float = 0.0  # share of adapters that cannot be served well
     canary: float = 0.0  # share of strategies with shares of the traffic
     late_gateway: float = 0.0  # chance that the Gateway API is installed in the middle of it all
+    merged: bool = False  # endpoints are made with quantization Merged
     gates: float = 0.0  # share of endpoints, jobs and candidates with a gate
 
     def calm_down(self) -> None:

@@ -164,7 +164,7 @@ class JobController:
             "kind": "Pod",
             "metadata": {
                 "name": f"{meta['name']}-{self._made:05d}", "namespace": meta["namespace"], "labels": labels, "ownerReferences": [owner],
-                "finalizers": [TRACKING],
+                "annotations": template["metadata"].get("annotations") or {}, "finalizers": [TRACKING],
             },
             "spec": template["spec"],
             "status": {"phase": "Pending"},

@@ -59,8 +59,8 @@ class Container:
 
 
 def config_of(pod: Raw) -> str:
-    """ConfigMap that a pod mounts as its configuration."""
-    return next((str(v["configMap"]["name"]) for v in pod["spec"].get("volumes", ()) if v["name"] == "config"), "")
+    """ConfigMap that a pod mounts as its configuration; empty where it carries that itself."""
+    return next((str(v["configMap"]["name"]) for v in pod["spec"].get("volumes", ()) if v["name"] == "config" and "configMap" in v), "")
 
 
 class Kubelets:

@@ -4,8 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator.plan import endpoint, rollout, versions
+from finetune_operator.plan.faults import Fault
 from finetune_operator.plan.gate import Gate, Verdict
+from finetune_operator.plan.merge import Merge, Stand
+from finetune_operator.reasons import Reason
 
+from .merging import SERVED, merged_of
 from .mutants import Mutant, _around, _set
 from .watches import WATCHED
 
@@ -49,10 +53,15 @@ def _skips(right: Any, self: Any, version: Any, role: str, *args: Any, **fields:
     return right(self, version, "Retired" if role == "Previous" else role, *args, **fields)
 
 
+def _at_once(_: Any, version: Any, __: float) -> Merge:
+    return Merge(Stand.DONE, Fault(Reason.MERGING, ""), merged_of(version.adapter.manifest_sha256))
+
+
 # Only people and bad versions: then it is known how soon an operator reacts.
 _FINE = dict.fromkeys(("storm", "crash", "error", "stall", "lost_watch", "skew", "latency"), 0.0)
 _BUSY = {"endpoints": True, "edits": 20, "window": 1500.0}
 _GATED = {**_BUSY, **_FINE, "edits": 24, "window": 2300.0, "gates": 0.9, "bad_versions": 0.0, "pod_failure": 0.0, "jobs": 0}
+_MERGED = {**_BUSY, **_FINE, "merged": True, "gates": 0.0, "bad_versions": 0.0, "pod_failure": 0.0, "jobs": 0}
 _ROLLING = {**_BUSY, "gates": 0.0, "bad_versions": 0.0}
 _CRASHING = {**_BUSY, **_FINE, "lags": dict.fromkeys(WATCHED, 0.1), "gates": 0.0, "bad_versions": 0.5, "jobs": 0, "disturbances": 0}
 
@@ -69,6 +78,8 @@ ROLLOUT_MUTANTS = (
     Mutant("what is given up keeps its pods", _around(endpoint, "_plan", _keeps_all), ("nothing is left of versions that went",), _ROLLING),
     Mutant("nothing is ever given up", _around(rollout, "_starting", _patient), ("every rollout ends or says what it waits for",), {**_BUSY, "bad_versions": 0.6}),
     Mutant("a version is forgotten when the next one comes", _around(versions.Versions, "move", _skips), ("roles change along their ways",), _ROLLING),
+    Mutant("nobody waits for the merge", _set(rollout, "merge", _at_once), (SERVED,), _MERGED),
+    Mutant("what is merged is forgotten", _set(rollout, "is_missing", lambda spec, _: spec.quantization == "Merged"), ("a merged adapter counts",), _MERGED),
     Mutant("nobody watches", _set(endpoint, "watch", lambda *_: None), ("a crash soon after the switch gives the traffic back",), _CRASHING),
     Mutant("the record is ahead of the traffic", _around(endpoint, "_plan", _without_service), ("the record is true",), _ROLLING),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune_operator import clock
-from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_job
+from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, MERGE, evaluation_job
 from finetune_operator.plan.versions import HISTORY
 from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.evaluation import Evaluation
@@ -17,6 +17,7 @@ from .api import Api, Raw, controller_of, deleting, key_of
 from .invariants import fail
 from .jobs import finished
 from .kubelet import config_of
+from .merging import check_job
 from .process import Process
 from .serving import adapter_of, asked_of, opens
 from .staying import answers
@@ -305,9 +306,12 @@ class Rollouts:
 
     def _on_job(self, change: str, job: Raw, _: Raw | None) -> None:
         labels = job["metadata"].get("labels") or {}
-        if change != "ADDED" or labels.get(LABEL_STEP) != EVALUATE:
+        if change != "ADDED" or labels.get(LABEL_STEP) not in (EVALUATE, MERGE):
             return
         endpoint = self._api.get("ModelEndpoint", (job["metadata"]["namespace"], labels[LABEL_ENDPOINT]))
+        if endpoint and labels[LABEL_STEP] == MERGE:
+            check_job(job, endpoint)
+            return
         config = self._api.get("ConfigMap", (job["metadata"]["namespace"], config_of(job["spec"]["template"])))
         if endpoint is None or config is None:
             return

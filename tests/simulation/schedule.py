@@ -20,6 +20,7 @@ from .invariants import Invariants, fail, final
 from .jobs import JobController
 from .kubelet import EXIT, Container, Kubelets, Program, config_of
 from .kueue import Kueue
+from .merging import merges
 from .process import Process
 from .quiescence import waits_for
 from .rollouts import Rollouts
@@ -62,7 +63,8 @@ class Schedule:
     def __init__(self, world: World, *, endpoints: bool, **fixed: Any) -> None:
         """`fixed` are fields of the weather that are not left to chance."""
         self.world = world
-        self.weather = conditions = replace((endpoint_weather if endpoints else weather)(world.random, WATCHED), **fixed)
+        drawn = replace((endpoint_weather if endpoints else weather)(world.random, WATCHED), merged=endpoints and merges(world.seed))
+        self.weather = conditions = replace(drawn, **fixed)
         self.api = api = Api(world)
         self.storage = Storage()
         self.jobs = JobController(world, api, 3.0 if conditions.storm else 0.5)

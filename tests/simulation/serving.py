@@ -13,6 +13,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepResult
 
 from .api import Api, Raw
 from .kubelet import EXIT, Container, config_of
+from .merging import Merges, Merging
 from .staying import answers
 from .world import World
 
@@ -91,14 +92,18 @@ class Servers:
         self.broken = False
         self.listener: Listener
         self.served: dict[str, str] = {}  # digest of the adapter by version
+        self.merges = Merges()
         self._mute: list[Server] = []
 
-    def start(self, pod: Raw, here: Container, leave: EXIT) -> "Server | Interview":
+    def start(self, pod: Raw, here: Container, leave: EXIT) -> "Server | Interview | Merging":
         """The containers start with the configuration that is mounted now."""
+        if pod["metadata"]["labels"].get(names.LABEL_STEP) == names.MERGE:
+            return Merging(self, self.api, pod, leave)
         config = self.api.get("ConfigMap", (here.key[0], config_of(pod)))
         text = config["data"]["config.json"] if config else "{}"
         if not here.stay:
             return Interview(self, pod, leave, asked_of(text))
+        self.merges.served(text)
         digest = self.served[pod["metadata"]["labels"][names.LABEL_VERSION]] = adapter_of(text)
         return Server(self, pod, here, leave, self.adapters.of(digest))
 

@@ -56,13 +56,14 @@ def test_the_first_schedules_come_by_what_they_are_there_for() -> None:
 def test_the_first_schedules_about_endpoints_come_by_what_they_are_there_for() -> None:
     hits = set().union(*(outcome.hits for outcome in _first(endpoints=True)))
     moves = ("new -> Candidate", "Candidate -> Current", "Candidate -> Rejected", "Candidate -> Retired", "Current -> Previous", "Previous -> Retired")
-    waits = ("Starting", "RollingOut", "Evaluating", "CrashLoop", "Recreating", "ShiftingTraffic", "GatewayAPIMissing", "RouteRefused")
-    ends = ("UpToDate", "GateClosed", "EvaluationFailed", "NotReadyInTime", "CrashLoop", "FetchFailed", "VersionNotFound", "NameConflict")
+    waits = ("Starting", "RollingOut", "Merging", "Evaluating", "CrashLoop", "Recreating", "ShiftingTraffic", "GatewayAPIMissing", "RouteRefused")
+    ends = ("UpToDate", "GateClosed", "EvaluationFailed", "MergeFailed", "NotReadyInTime", "CrashLoop", "FetchFailed", "VersionNotFound", "NameConflict")
     natures = ("good", "mute", "crashes", "falters", "crashes later", "unreadable", "slow storage")
     wanted = {
         *(f"version {move}" for move in moves), "version Current -> Rejected", "version Previous -> Current",
         *(f"endpoint Progressing=True {reason}" for reason in waits), *(f"endpoint Progressing=False {reason}" for reason in ends),
         *(f"serving pod: {nature}" for nature in natures), "evaluation: passed=True", "evaluation: passed=False", "evaluation: EndpointUnavailable",
+        "merge: made", "merge: found", "merge: crash", "merge: Completed", "merge: InvalidConfig",
         "user sets candidate", "user sets version", "user sets gate", "user redirects Service", "user reroutes HTTPRoute", "share 10", "share 50", "user deletes Deployment", "user deletes ModelEndpoint",
         "reason GateClosed", "reason Superseded", "reason Pinned", "node death", "fault crash_after",
     }  # fmt: skip

@@ -22,7 +22,7 @@ class World:
     """Discrete events in simulated seconds. Actors schedule their own next steps; nothing runs at the same time."""
 
     def __init__(self, seed: int, *, traced: bool = False) -> None:
-        self.random = Random(seed)
+        self.seed, self.random = seed, Random(seed)
         self.now = START
         self.trace: list[str] | None = [] if traced else None
         self.hits: set[str] = set()  # what this schedule came by, for the coverage table

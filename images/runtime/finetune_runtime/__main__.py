@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 # pydantic and all else is imported by the step that needs it: `ready` runs every few seconds and needs nothing of it.
 if TYPE_CHECKING:
-    from .contract.config import EvaluateConfig, JobConfig, ServeConfig
+    from .contract.config import EvaluateConfig, JobConfig, MergeConfig, ServeConfig
     from .contract.result import StepResult
 
-    C = TypeVar("C", JobConfig, ServeConfig, EvaluateConfig)
+    C = TypeVar("C", JobConfig, MergeConfig, ServeConfig, EvaluateConfig)
 
-STEPS = ("prepare", "train", "fetch", "serve", "ready", "evaluate")
+STEPS = ("prepare", "train", "merge", "fetch", "serve", "ready", "evaluate")
 
 log = logging.getLogger("finetune_runtime")
 
@@ -69,7 +69,7 @@ def leave(result: "StepResult") -> None:
 
 
 def _run(step: str) -> "StepResult":
-    from .contract.config import EvaluateConfig, JobConfig, ServeConfig
+    from .contract.config import EvaluateConfig, JobConfig, MergeConfig, ServeConfig
 
     if step == "prepare":
         from .prepare import step as prepare
@@ -79,6 +79,10 @@ def _run(step: str) -> "StepResult":
         from .train import supervisor
 
         return supervisor.run(_config(JobConfig))
+    if step == "merge":
+        from .merge import step as merge
+
+        return merge.run(_config(MergeConfig))
     if step == "fetch":
         from .serve import fetch
 

@@ -57,7 +57,12 @@ def commit(store: Store, directory: Path, uri: str, manifest: Manifest, *, repla
         store.delete([_manifest_uri(uri)])
     # Files are hashed as they are sent: read once, and the manifest proves the very bytes that went out.
     files = _in_parallel(lambda path: _upload_file(store, directory, uri, path), _files(directory))
-    manifest = manifest.model_copy(update={"files": files, "created_at": datetime.now(UTC).isoformat(timespec="seconds")})
+    return seal(store, uri, manifest.model_copy(update={"files": files}))
+
+
+def seal(store: Store, uri: str, manifest: Manifest) -> AdapterRef:
+    """Makes a directory complete whose files, which `manifest` lists, are uploaded."""
+    manifest = manifest.model_copy(update={"created_at": datetime.now(UTC).isoformat(timespec="seconds")})
     if not store.put_new(_manifest_uri(uri), manifest.encode()):
         # Either a retry of our own write (its first answer was lost) or a second writer: only equal content is a success.
         existing = committed(store, uri)

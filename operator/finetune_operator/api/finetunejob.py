@@ -10,7 +10,7 @@ from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, 
 
 from .jobstatus import FineTuneJobStatus
 from .meta import NAME_RULES, ObjectName
-from .serving import Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
 
 LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
@@ -129,6 +129,11 @@ class FineTuneJobSpec(Model):
             "|| self.tuning.method != 'QLoRA' || self.tuning.quantization.bits != 8",
             "message": "vLLM cannot serve an 8-bit base model as trained: set inference.engine to Swift, or inference.quantization to None",
             "fieldPath": ".inference.engine",
+        },
+        {
+            "rule": "!has(self.inference) || self.inference.quantization != 'Merged' || !has(self.evaluation) || !self.evaluation.notWorseThanBase",
+            "fieldPath": ".evaluation",
+            **NO_BASE,
         },
     )
     model: ModelSpec = Field(description="The base model.")

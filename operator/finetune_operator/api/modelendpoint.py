@@ -10,7 +10,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, F
 from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
 from .meta import NAME_RULES, Condition
-from .serving import Engine, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, Engine, ServedName, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -27,6 +27,7 @@ class Candidate(Model):
 class ModelEndpointSpec(Model):
     """What is served and how. A candidate that answers and passes the gate gets the traffic."""
 
+    model_config = rules({"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", **NO_BASE})
     model: ModelSpec = Field(description="The base model; adapters trained on another one are refused.")
     storage: Storage = Field(description="Where adapters are read from and evaluations are written to.")
     engine: Engine = "vLLM"
@@ -69,6 +70,7 @@ class VersionStatus(Model):
     adapter: AdapterRef = Field(description="The adapter it serves.")
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
     model_bytes: int | None = Field(default=None, description="Bytes of the base model's weights.")
+    merged: AdapterRef | None = Field(default=None, description="The adapter merged into its base, which it serves instead of both; with quantization Merged.")
     since: str = Field(default="", description="When it came into this role.")
     weight: int | None = Field(default=None, description="Share in percent of the requests through the Gateway that it gets; strategy Canary only.")
     step: int | None = Field(

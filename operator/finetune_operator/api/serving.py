@@ -18,7 +18,7 @@ ServedName = Annotated[
     Field(
         max_length=128,
         pattern=r"^([A-Za-z0-9][-A-Za-z0-9_./:@]*)?$",
-        description="Model name in the OpenAI API; empty: the endpoint's name. The base model is always served as 'base'.",
+        description="Model name in the OpenAI API; empty: the endpoint's name. The base model is served as 'base'.",
         json_schema_extra={
             "x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]
         },
@@ -48,9 +48,15 @@ Engine = Annotated[
     Literal["vLLM", "Swift"], Field(description="vLLM: fast, many requests at once. Swift: transformers through ms-swift, one request at a time.")
 ]
 ServingQuantization = Annotated[
-    Literal["AsTrained", "None"],
-    Field(description="AsTrained: the base model is quantised as in training, which is what the adapter learned on. None: 16-bit base; answers may differ."),
+    Literal["AsTrained", "None", "Merged"],
+    Field(
+        description="AsTrained: the base model is quantised as in training, which is what the adapter learned on. None: 16-bit base; answers may differ. "
+        "Merged: the adapter is merged into the 16-bit base first, which any engine serves at full speed; answers may differ, and no 'base' is beside it."
+    ),
 ]
+NO_BASE: dict[str, Any] = {
+    "message": "notWorseThanBase needs the base model beside the adapter, which quantization Merged does not serve: use notWorseThanCurrent",
+}
 
 
 class ParentRef(Model):

@@ -40,12 +40,13 @@ def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobCo
     )
 
 
-def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings) -> ServeConfig:
-    """What a serving pod needs to know; `name` is the endpoint's."""
+def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings, merged: AdapterRef | None = None) -> ServeConfig:
+    """What a serving pod needs to know; `name` is the endpoint's, `merged` what is served instead of base and adapter."""
     return ServeConfig(
         model=spec.model,
         storage=spec.storage.s3,
         adapter=adapter,
+        merged=merged if spec.quantization == "Merged" else None,
         engine=spec.engine,
         quantization=spec.quantization,
         served_name=spec.served_name or name,

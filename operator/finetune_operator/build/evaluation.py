@@ -6,7 +6,7 @@ from finetune_operator import names
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, VersionStatus
 from finetune_operator.settings import Settings
-from finetune_runtime.contract.config import SERVED_BASE, EvaluateConfig, JobRef, Target, judge_key
+from finetune_runtime.contract.config import SERVED_BASE, DriftConfig, EvaluateConfig, JobRef, Target, judge_key
 from finetune_runtime.contract.evaluation import Evaluation
 from finetune_runtime.contract.result import Exit
 
@@ -36,11 +36,12 @@ def evaluate_config(owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluati
         job=version.job,
         gates=list(gates),
         candidate=Target(url=version_url(version.name, owner.namespace), model=served),
-        base=Target(url=version_url(version.name, owner.namespace), model=SERVED_BASE),
+        base=None if spec.quantization == "Merged" else Target(url=version_url(version.name, owner.namespace), model=SERVED_BASE),
         current=Target(url=version_url(current, owner.namespace), model=served) if current else None,
         storage=spec.storage.s3,
         uri=f"{spec.storage.s3.uri.rstrip('/')}/{owner.namespace}/{owner.name}/{owner.uid}/evaluations/{version.name}",
         eval_loss=version.eval_loss,
+        drift=None if spec.quantization == "AsTrained" else DriftConfig(adapter=version.adapter, quantization=spec.quantization, engine=spec.engine),
         storage_timeout_seconds=spec.storage.timeout_seconds,
     )
 

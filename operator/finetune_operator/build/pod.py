@@ -1,10 +1,12 @@
 """The one shape of every pod that we make: restricted, read-only, without an API token."""
 
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Any
 
+from finetune_operator import names
 from finetune_operator.settings import Settings
-from finetune_runtime.contract.config import ALLOWED_CIDRS_ENV, CONFIG_DIR, SCRATCH_DIR, SOURCES_DIR, USER_ID, mounted_source
+from finetune_runtime.contract.config import ALLOWED_CIDRS_ENV, CONFIG_DIR, CONFIG_PATH, SCRATCH_DIR, SOURCES_DIR, USER_ID, mounted_source
 from finetune_runtime.contract.spec import ModelSpec, S3Storage
 
 _RESTRICTED = {
@@ -99,8 +101,15 @@ def container(name: str, image: str, args: list[str], settings: Settings, *, scr
     }
 
 
-def pod_spec(settings: Settings, config_map: str, scratch: dict[str, Any], volumes: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-    """Pod spec around containers. `scratch` is the source of the scratch volume."""
+def annotated_config() -> dict[str, Any]:
+    """Source of a configuration that a pod carries in its own annotation, so that it goes when the pod's owner goes."""
+    return {
+        "downwardAPI": {"items": [{"path": PurePosixPath(CONFIG_PATH).name, "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_CONFIG}']"}}]}
+    }
+
+
+def pod_spec(settings: Settings, config: str | dict[str, Any], scratch: dict[str, Any], volumes: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """Pod spec around containers. `config`: the ConfigMap's name, or another source of the volume; `scratch`: the source of the scratch volume."""
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -113,7 +122,7 @@ def pod_spec(settings: Settings, config_map: str, scratch: dict[str, Any], volum
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [
-            {"name": "config", "configMap": {"name": config_map}},
+            {"name": "config", **({"configMap": {"name": config}} if isinstance(config, str) else config)},
             {"name": "scratch", **scratch},
             {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},

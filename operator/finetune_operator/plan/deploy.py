@@ -52,8 +52,8 @@ class Deploy:
 
 
 _FINAL = (
-    Reason.GATE_CLOSED, Reason.EVALUATION_FAILED, Reason.FETCH_FAILED, Reason.CRASH_LOOP, Reason.NOT_READY_IN_TIME, Reason.LOST_READINESS,
-    Reason.SUPERSEDED,
+    Reason.GATE_CLOSED, Reason.EVALUATION_FAILED, Reason.MERGE_FAILED, Reason.FETCH_FAILED, Reason.CRASH_LOOP, Reason.NOT_READY_IN_TIME,
+    Reason.LOST_READINESS, Reason.SUPERSEDED,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from finetune_operator.settings import Settings
 from . import canary
 from .faults import Fault
 from .gate import Gate
+from .merge import Stand, is_missing, merge_body
 from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
@@ -25,15 +26,15 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
     if version.role == "Candidate" and wanted:
         return wanted_replicas(rollout.seen, wanted, rollout.verdict)
     if version.role == "Current":
-        return 0 if recreate and versions.having("Candidate") else spec.replicas
+        return 0 if recreate and versions.having("Candidate") and not rollout.merge else spec.replicas  # merging needs no room
     current = versions.current
     watched = current is not None and rollout.age(current) < max(SWITCH_SECONDS, spec.strategy.watch_seconds)
     return 0 if recreate else spec.replicas if watched else min(1, spec.replicas)
 
 
 def _can_be_made(seen: EndpointState, version: VersionStatus, settings: Settings) -> bool:
-    """Whether today's spec makes the same version of its adapter."""
-    return version_name(seen.owner.name, seen.spec, version.adapter, settings) == version.name
+    """Whether today's spec makes the same version of its adapter, and all that it is made of is there."""
+    return not is_missing(seen.spec, version) and version_name(seen.owner.name, seen.spec, version.adapter, settings) == version.name
 
 
 def _write_off(rollout: Rollout, settings: Settings) -> None:
@@ -45,7 +46,7 @@ def _write_off(rollout: Rollout, settings: Settings) -> None:
 
 def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
     owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.name
-    config = build_config.serve_config(owner.name, spec, version.adapter, settings)
+    config = build_config.serve_config(owner.name, spec, version.adapter, settings, version.merged)
     return (  # the Deployment first, as it goes last: what is left of a version is found by it
         serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
         build_config.config_map(owner, name, serving.version_labels(owner, name), config),
@@ -66,11 +67,14 @@ def _given_up(rollout: Rollout) -> list[str]:
 
 
 def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
-    """Objects of the evaluation that is under way; those of others go."""
+    """Objects of the merge or the evaluation that is under way; those of others go."""
     seen, verdict, owner = rollout.seen, rollout.verdict, rollout.seen.owner
     candidate = next(iter(rollout.versions.having("Candidate")), None)
     plan, awaited = Plan(), ""
-    if candidate and wanted and verdict and verdict.gate in (Gate.ASK, Gate.WAIT):
+    if candidate and rollout.merge and rollout.merge.stand in (Stand.START, Stand.WAIT):
+        awaited = names.merge_job(owner.name, candidate.name)
+        plan = Plan(create=(merge_body(seen, candidate, settings),) if rollout.merge.stand is Stand.START else ())
+    elif candidate and wanted and verdict and verdict.gate in (Gate.ASK, Gate.WAIT):
         awaited = names.evaluation_job(owner.name, candidate.name, wanted.gate)
         current = rollout.versions.current
         config = build_evaluation.evaluate_config(owner, seen.spec, wanted.gates, candidate, current.name if current else "")

@@ -56,9 +56,7 @@ def waiting(pod: PodView) -> Fault | None:
     if pod.unschedulable:
         claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable)
         if claim:
-            return Fault(
-                Reason.VOLUME_NOT_FOUND, f'PersistentVolumeClaim "{claim[1]}" does not exist in this namespace: create it, and it goes on by itself'
-            )
+            return Fault(Reason.VOLUME_NOT_FOUND, f'PersistentVolumeClaim "{claim[1]}" does not exist in this namespace: create it, and it goes on by itself')
         return Fault(Reason.UNSCHEDULABLE, f"no node takes the pod: {pod.unschedulable}")
     return None
 

@@ -17,6 +17,7 @@ from finetune_runtime.contract.evaluation import fault as fault_of
 from . import canary
 from .faults import Fault, failure, waiting
 from .gate import Gate, Verdict, evaluation, recorded
+from .merge import Merge, Stand, is_missing, merge
 from .types import EndpointState
 from .versions import Target, Versions
 
@@ -36,6 +37,7 @@ class Rollout:
     progress: Fault = field(default_factory=lambda: Fault(Reason.UP_TO_DATE, ""))
     under_way: bool = False
     held: bool = False  # the candidate's pods must not start yet
+    merge: Merge | None = None  # of the candidate's adapter into its base, while that is not on record
     verdict: Verdict | None = None  # of the candidate's gate
     due: list[float] = field(default_factory=list)  # seconds after which to look again
 
@@ -80,6 +82,9 @@ def roll(rollout: Rollout, target: Target) -> None:
     verdict = rollout.verdict = recorded(target, candidate)
     if verdict and verdict.gate is Gate.CLOSED:
         _close(rollout, candidate, target, verdict)
+        return
+    if is_missing(spec, candidate) and rollout.deployment(candidate.name) is None:
+        _merging(rollout, candidate, target)
         return
     current = versions.current
     if spec.strategy.type == "Recreate" and current and (left := rollout.pods(current.name)):
@@ -170,7 +175,29 @@ def _candidate(versions: Versions, target: Target, known: VersionStatus | None) 
         "model_bytes": wanted.model_bytes if wanted.model_bytes is not None else known.model_bytes if known else None,
     }  # fmt: skip
     record = (known or VersionStatus(name=target.name, role="Candidate", adapter=wanted.adapter)).model_copy(update=about)
+    if record.role in ("Rejected", "Retired"):
+        record = record.model_copy(update={"merged": None})  # a look whether it is still in storage takes seconds
     return versions.put(record) if record.role == "Candidate" else versions.move(record, "Candidate")
+
+
+def _merging(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
+    """Nothing of the candidate starts before its adapter is merged, and that is on record: what its pods read follows from the record."""
+    spec, rollout.held = rollout.seen.spec, True
+    found = rollout.merge = merge(rollout.seen, candidate, rollout.now)
+    if found.stand is Stand.FAILED:
+        _reject(rollout, candidate, target, found.fault)
+        return
+    rollout.wait(found.fault)
+    left = spec.strategy.timeout_seconds - rollout.age(candidate)
+    if found.stand is Stand.DONE:
+        rollout.versions.again(candidate, merged=found.merged)  # the time to answer counts from here
+        rollout.due.append(1.0)
+    elif spec.auto_rollback and found.fault.reason != Reason.MERGING:  # its pod cannot start
+        if left <= 0:
+            message = f"version {candidate.name} did not answer within {spec.strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {found.fault.message}"
+            _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
+        else:
+            rollout.due.append(left)
 
 
 def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:

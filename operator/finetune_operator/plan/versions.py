@@ -78,6 +78,11 @@ class Versions:
         self._known[version.name] = version.model_copy(update={"since": since})
         return self._known[version.name]
 
+    def again(self, version: VersionStatus, **fields: Any) -> VersionStatus:
+        """Change fields of a version, and count its time in its role from now on."""
+        self._known[version.name] = version.model_copy(update={**fields, "since": self._now})
+        return self._known[version.name]
+
     def move(self, version: VersionStatus, role: Role, reason: str | None = None, message: str | None = None, **fields: Any) -> VersionStatus:
         """Bring a version into a role, and forget why it was in the last one."""
         return self.put(version.model_copy(update={**_OF_A_ROLE, **fields, "role": role, "reason": reason, "message": message and message[:2048]}))

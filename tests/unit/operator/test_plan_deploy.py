@@ -53,6 +53,7 @@ class TestDeploy:
     ENDS = (
         ("given up", {"role": "Rejected", "reason": "CrashLoop", "message": "it crashes"}, "CrashLoop", "it crashes"),
         ("given up after it had the traffic", {"role": "Rejected", "served": True, "reason": "CrashLoop", "message": "it crashes"}, "CrashLoop", "it crashes"),
+        ("never merged", {"role": "Rejected", "reason": "MergeFailed", "message": "it has DoRA"}, "MergeFailed", "it has DoRA"),
         ("overtaken", {"role": "Retired", "reason": "Superseded"}, "Superseded", "was given another version by job another"),
     )
 

@@ -65,6 +65,16 @@ def test_vllm_serves_base_and_adapter_with_the_artefacts_template() -> None:
     assert "--max-model-len 2048" in command
 
 
+@pytest.mark.parametrize("engine", ["vLLM", "Swift"])
+def test_a_merged_model_is_served_under_the_endpoints_name_without_adapter_base_or_quantisation(engine: str) -> None:
+    words = line(engine, fields={"quantization": "Merged", "merged": {"uri": "s3://models/merged/1", "manifestSha256": "b" * 64}})
+    assert "served-model-name support " in words.replace("_", "-")
+    for word in ("lora", "adapters", "bitsandbytes", "quant", " base"):
+        assert word not in words, word
+    assert "chat_template.jinja" in words or "--template_backend jinja" in words
+    assert "bfloat16" in words
+
+
 def test_vllm_lets_running_requests_finish_within_the_pods_grace_period() -> None:
     words = line("vLLM").split()
     assert 0 < int(words[words.index("--shutdown-timeout") + 1]) < 60

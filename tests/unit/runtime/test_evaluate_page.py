@@ -3,13 +3,14 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_runtime.contract.config import Target
-from finetune_runtime.contract.evaluation import Evaluation, Expectation
+from finetune_runtime.contract.evaluation import Evaluation, Expectation, QuantizationDrift
 from finetune_runtime.report.data import Turn
-from finetune_runtime.report.evaluation_data import Answer, Asked, EvaluationRecord, GateRecord
+from finetune_runtime.report.evaluation_data import Answer, Asked, DriftedAnswer, EvaluationRecord, GateRecord
 from finetune_runtime.report.evaluation_page import MAX_SHOWN, render
 from tests.unit.runtime.evaluation_cases import answer, asked, evaluation, gate
 from tests.unit.runtime.test_report_page import HOSTILE, LOADS, Page
@@ -35,6 +36,17 @@ def hostile() -> EvaluationRecord:
     )
 
 
+def merged(**fields: Any) -> EvaluationRecord:
+    """A version that is served merged, of an adapter that was trained on four bits."""
+    record = evaluation()
+    drift = QuantizationDrift(trained="nf4", served="Merged", **fields)
+    answers = [
+        DriftedAnswer(prompt=[Turn(role="user", content=HOSTILE)], trained=HOSTILE, served=HOSTILE, same=False),
+        DriftedAnswer(prompt=[], trained="the same", served="the same", same=True, trained_logprobs=[-1.0, -2.0], served_logprobs=[-1.0, -2.5]),
+    ]
+    return record.model_copy(update={"result": record.result.model_copy(update={"quantization_drift": drift}), "drifted": answers})
+
+
 PAGES: dict[str, EvaluationRecord] = {
     "closed": evaluation(),
     "open": evaluation(gates=[GateRecord(demands=gate(), asked=[asked("hours", "+++", "---", "+++")])]),
@@ -42,6 +54,7 @@ PAGES: dict[str, EvaluationRecord] = {
     "candidate and base": evaluation(gates=[GateRecord(demands=gate(), asked=[asked("hours", "+", "-")])], current=None),
     "nothing asked": evaluation(gates=[GateRecord(demands=Evaluation(), reasons=["evaluation loss 2 is above evalLoss.max 1"])], eval_loss=None),
     "hostile": hostile(),
+    "merged": merged(prompts=2, sameAnswers="0.50", firstDifference="7", logprobDifference="0.2500"),
 }
 
 
@@ -91,6 +104,18 @@ SAID: dict[str, tuple[EvaluationRecord, list[str]]] = {
         evaluation(unasked={"current": "http://y gave no answer in 6 tries"}),
         ["Current version: not in the comparison, because http://y gave no answer in 6 tries."],
     ),
+    "by how much answers change": (
+        PAGES["merged"],
+        [
+            "nf4 base",
+            "quantization Merged",
+            "0.50 of 2 prompts of the validation data, greedily",
+            "after 7 characters, on average",
+            "differs by 0.2500 on average, over 2 tokens of the training's answers",
+            "As trained",
+        ],
+    ),
+    "why that is not known": (merged(unmeasured="the training left no answers"), ["By how much answers change is not known: the training left no answers."]),
     "a loss alone": (PAGES["nothing asked"], ["Gate closed", "evaluation loss 2 is above evalLoss.max 1"]),
 }  # fmt: skip
 

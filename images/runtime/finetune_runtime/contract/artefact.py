@@ -17,8 +17,10 @@ MANIFEST = "manifest.json"
 DATASET_DIR = "dataset"
 CHECKPOINTS_DIR = "checkpoints"
 ADAPTER_DIR = "adapter"
+MERGED_DIR = "merged"
 REPORT_DIR = "report"
 REPORT_PAGE = "report.html"
+ANSWERS_FILE = "answers.json"  # beside the page: what the model answered at the end of its training
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "val.jsonl"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -33,6 +35,7 @@ class Kind(StrEnum):
     DATASET = "Dataset"
     CHECKPOINT = "Checkpoint"
     ADAPTER = "Adapter"
+    MERGED = "Merged"
 
 
 class FileEntry(Model):

@@ -81,9 +81,9 @@ class JobConfig(Model):
 
 
 class AdapterRef(Model):
-    """A committed adapter. The digest is that of its manifest, which lists the digests of all files."""
+    """A committed adapter, or what was merged of it. The digest is that of its manifest, which lists the digests of all files."""
 
-    uri: str = Field(pattern=r"^s3://.+$", max_length=1024, description="s3:// directory that holds the adapter's manifest.json.")
+    uri: str = Field(pattern=r"^s3://.+$", max_length=1024, description="s3:// directory that holds the manifest.json.")
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, in hexadecimal.")
 
 
@@ -99,6 +99,14 @@ def judge_key(place: int) -> str:
     return f"FINETUNE_JUDGE_KEY_{place}"
 
 
+class DriftConfig(Model):
+    """What an evaluation needs to tell by how much answers change on another quantisation than the training's."""
+
+    adapter: AdapterRef
+    quantization: Literal["None", "Merged"]
+    engine: Literal["vLLM", "Swift"]
+
+
 class EvaluateConfig(Model):
     """Input of the evaluate step."""
 
@@ -112,7 +120,18 @@ class EvaluateConfig(Model):
     storage: S3Storage
     uri: str = Field(description="s3:// directory for the results.")
     eval_loss: str | None = Field(default=None, description="Evaluation loss that the version's training ended with.")
+    drift: DriftConfig | None = Field(default=None, description="Absent where the version is served as it was trained.")
     storage_timeout_seconds: int = Field(default=600, ge=1)
+
+
+class MergeConfig(Model):
+    """Input of the merge step."""
+
+    model: ModelSpec
+    storage: S3Storage
+    adapter: AdapterRef
+    uri: str = Field(description="s3:// directory for merged models; each has a directory of its own in it, named after its content.")
+    cpu_threads: int = 1
 
 
 class ServeConfig(Model):
@@ -121,8 +140,9 @@ class ServeConfig(Model):
     model: ModelSpec
     storage: S3Storage
     adapter: AdapterRef
+    merged: AdapterRef | None = Field(default=None, description="The adapter merged into its base, which is served instead of both; for Merged.")
     engine: Literal["vLLM", "Swift"]
-    quantization: Literal["AsTrained", "None"]
+    quantization: Literal["AsTrained", "None", "Merged"]
     served_name: str
     max_length: int
     cache: bool = Field(default=False, description="Keep the base model in the volume at CACHE_DIR, which the step fetch writes and the engine reads.")

@@ -144,6 +144,23 @@ class Scores(Model):
     judge_score: Figure | None = Field(default=None, description="Mean rating by the judge, 1 to 5.")
 
 
+class QuantizationDrift(Model):
+    """By how much answers change because the version is not served on the quantisation that it was trained on. Measured on prompts of the training's
+    validation data, which the training process answered at its end; on how many tokens is in the report.
+    """
+
+    trained: Annotated[str, Field(max_length=32)] = Field(default="", description="How the base model was held in training, for example nf4.")
+    served: Annotated[str, Field(max_length=32)] = Field(description="spec.quantization of the version.")
+    prompts: int = Field(default=0, description="Prompts that were compared.")
+    same_answers: Figure | None = Field(default=None, description="Share of prompts with the same answer, word for word, at temperature 0; 0 to 1.")
+    first_difference: Figure | None = Field(default=None, description="Characters that answers which differ have in common at their beginning, on average.")
+    logprob_difference: Figure | None = Field(
+        default=None,
+        description="Mean absolute difference of the log probabilities of the training's answers, token by token; where the engine tells them.",
+    )
+    unmeasured: Annotated[str, Field(max_length=256)] | None = Field(default=None, description="Why there are no figures.")
+
+
 class EvaluationResult(Model):
     """What came of the gate."""
 
@@ -154,5 +171,6 @@ class EvaluationResult(Model):
     candidate: Scores | None = Field(default=None, description="The version that wants the traffic.")
     base: Scores | None = Field(default=None, description="The base model without adapter.")
     current: Scores | None = Field(default=None, description="The version that had the traffic.")
+    quantization_drift: QuantizationDrift | None = Field(default=None, description="Absent where the version is served as it was trained.")
     failed_prompts: list[Annotated[str, Field(max_length=63)]] = Field(default=[], max_length=10, description="Prompts of which most answers missed.")
     report: str = Field(default="", max_length=1200, description="S3 URI of the page with all answers side by side.")

@@ -98,6 +98,7 @@ class StepResult(Model):
     data: DataSummary | None = None
     train: TrainSummary | None = None
     evaluation: EvaluationResult | None = None
+    merged: AdapterRef | None = None
 
     def encode(self) -> str:
         """JSON of at most MAX_MESSAGE_BYTES bytes: the command is left out, then message, warnings and an evaluation's sentences are shortened to fit."""

@@ -27,6 +27,14 @@ MAX_ANSWER = 2**20  # characters
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What follows a prompt of token ids. `logprobs`: of prompt and answer together, where they were asked for; None where the server knows none."""
+
+    text: str
+    logprobs: list[float | None]
+
+
+@dataclass(frozen=True)
 class Limits:
     """How long an endpoint is waited for. `patience`: seconds from a request's first try to its last one's start; `silence`: between two tokens."""
 
@@ -70,6 +78,21 @@ class Client:
     def ask(self, messages: Messages, *, seconds: float, **parameters: Any) -> Answer:
         """The answer, or the server's refusal of this very request. `seconds`: the longest that an answer may take."""
         return self._persist(lambda: self._ask(messages, parameters), seconds)
+
+    def complete(self, tokens: Sequence[int], *, seconds: float, **parameters: Any) -> Completion | None:
+        """What follows these token ids; None when the server refuses this very request. `seconds`: the longest that it may take."""
+        return self._persist(lambda: self._complete(tokens, parameters), seconds)
+
+    def _complete(self, tokens: Sequence[int], parameters: Mapping[str, Any]) -> Completion | None:
+        try:
+            found = self._api.completions.create(model=self.model, prompt=list(tokens), **parameters)
+        except APIStatusError as error:
+            # 404 as well: an engine without this part of the API.
+            if error.status_code in _LATER or (error.status_code in _NEVER and error.status_code not in (404, 405)) or error.status_code >= 500:
+                raise
+            return None
+        choice = found.choices[0]
+        return Completion(choice.text, list((choice.logprobs and choice.logprobs.token_logprobs) or []))
 
     def _ask(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
         started = time.monotonic()

@@ -15,7 +15,7 @@ from finetune_runtime.contract.result import Reason, StepResult
 from finetune_runtime.report.evaluation_data import Asked, EvaluationRecord, GateRecord
 from finetune_runtime.s3.store import Store
 
-from . import prompts, results
+from . import drift, prompts, results
 from .interview import interview
 from .judge import JudgeError, rate
 from .verdict import conclude, reasons, sentence
@@ -34,7 +34,8 @@ def run(config: EvaluateConfig) -> StepResult:
     wanted = prompts.load(config, store, Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR)) / STEP)
     asked, unasked = interview(config, wanted) if any(wanted) else ([[] for _ in wanted], {})
     gates = [_decided(config, place, gate, asked[place], unasked) for place, gate in enumerate(config.gates)]
-    result = conclude(gates, results.page_uri(config.uri))
+    changed, drifted = drift.measure(config, store) if any(wanted) else (None, [])
+    result = conclude(gates, results.page_uri(config.uri)).model_copy(update={"quantization_drift": changed})
     record = EvaluationRecord(
         namespace=config.endpoint.namespace,
         endpoint=config.endpoint.name,
@@ -48,6 +49,7 @@ def run(config: EvaluateConfig) -> StepResult:
         unasked=unasked,
         result=result,
         gates=gates,
+        drifted=drifted,
     )
     results.write(store, config.uri, record, config.storage_timeout_seconds)
     return StepResult(step=STEP, reason=Reason.COMPLETED if result.passed else Reason.GATE_CLOSED, message=sentence(result), evaluation=result)

@@ -10,6 +10,7 @@ from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import TrainSummary
 
+CUT = " [...]"  # behind an answer that was cut off
 Record = Mapping[str, Any]  # one line of metrics.jsonl
 
 
@@ -30,12 +31,19 @@ class Turn(Model):
 
 
 class Answer(Model):
-    """What two models say to a prompt. `expected`: the data's own answer; `base` is the model without its adapter, `tuned` with it."""
+    """What two models say to a prompt. `expected`: the data's own answer; `base` is the model without its adapter, `tuned` with it.
+
+    Of `tuned` also the token ids of prompt and answer, and the log probability of each token of the answer: evaluations of a version that is served
+    on another quantisation compare with them. Its end is no part of them.
+    """
 
     prompt: list[Turn]
     expected: str
     base: str
     tuned: str
+    prompt_tokens: list[int] = []
+    tokens: list[int] = []
+    logprobs: list[float] = []
 
 
 class Answers(Model):

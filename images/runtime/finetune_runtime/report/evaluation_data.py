@@ -49,6 +49,17 @@ class Asked(Model):
     current: list[Answer] = []
 
 
+class DriftedAnswer(Model):
+    """An answer on the quantisation of the training, and as it is served. Log probabilities: of the training's answer, token by token, by both."""
+
+    prompt: list[Turn]
+    trained: str
+    served: str
+    same: bool
+    trained_logprobs: list[float] = []
+    served_logprobs: list[float] = []
+
+
 class GateRecord(Model):
     """One gate: its demands without its prompts, which stand in `asked` with those of promptsFrom. `reasons`: what keeps it closed."""
 
@@ -73,3 +84,4 @@ class EvaluationRecord(Model):
     unasked: dict[str, str] = {}
     result: EvaluationResult
     gates: list[GateRecord]
+    drifted: list[DriftedAnswer] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune_runtime.contract.evaluation import Evaluation, Expectation, Scores
 
 from .data import Turn
-from .evaluation_data import Answer, Asked, EvaluationRecord, GateRecord
+from .evaluation_data import Answer, Asked, DriftedAnswer, EvaluationRecord, GateRecord
 from .templates import templates
 
 MAX_SHOWN = 200  # prompts of a gate; evaluation.json has them all
@@ -61,6 +61,15 @@ class PromptView:
 
 
 @dataclass(frozen=True)
+class DriftView:
+    """What another quantisation changes. `note`: why that is not known; `different`: answers that are not the same."""
+
+    note: str
+    facts: list[tuple[str, str]]
+    different: list[DriftedAnswer]
+
+
+@dataclass(frozen=True)
 class GateView:
     """A gate with its demands in words, and its prompts: those that the candidate missed come first."""
 
@@ -82,6 +91,7 @@ def render(record: EvaluationRecord) -> str:
         figures=_headline(record),
         facts=_facts(record),
         notes=[f"{_NAMES[name]}: not in the comparison, because {why}." for name, why in record.unasked.items()],
+        drift=_drift(record),
         columns=[_NAMES[name] for name in asked],
         table=_table([getattr(result, name) for name in asked]),
         gates=[_gate(gate, number, len(record.gates), asked) for number, gate in enumerate(record.gates, 1)],
@@ -119,6 +129,22 @@ def _facts(record: EvaluationRecord) -> list[tuple[str, str]]:
     facts = [("Version", record.version), ("FineTuneJob", record.job)]
     facts += [(_NAMES[name], f"{target.model} at {target.url}") for name in reversed(_NAMES) if (target := getattr(record, name))]
     return [(name, value) for name, value in facts if value]
+
+
+def _drift(record: EvaluationRecord) -> DriftView | None:
+    found = record.result.quantization_drift
+    if found is None:
+        return None
+    facts = [("Trained on", f"{found.trained or 'an unknown'} base"), ("Served as", f"quantization {found.served}")]
+    if found.unmeasured:
+        return DriftView(f"By how much answers change is not known: {found.unmeasured}.", facts, [])
+    facts.append(("Same answers", f"{found.same_answers} of {found.prompts} prompts of the validation data, greedily"))
+    if found.first_difference:
+        facts.append(("First difference", f"after {found.first_difference} characters, on average"))
+    if found.logprob_difference:
+        tokens = sum(len(answer.served_logprobs) for answer in record.drifted)
+        facts.append(("Log probability", f"differs by {found.logprob_difference} on average, over {tokens:,} tokens of the training's answers"))
+    return DriftView("", facts, [answer for answer in record.drifted if not answer.same])
 
 
 def _table(columns: Sequence[Scores]) -> list[tuple[str, list[str]]]:

@@ -1,7 +1,8 @@
 """Command lines and environments of the two engines: pure functions of configuration, manifest and hardware.
 
 Two parities decide what users get. Prompt: both engines render requests with the chat template that the adapter carries.
-Quantisation: the base is held in memory as it was in training, unless the user asks for 16 bits.
+Quantisation: the base is held in memory as it was in training, unless the user asks for 16 bits. Merged, the adapter is part of the model: neither
+engine hears of it, and there is no base beside it.
 """
 
 import json
@@ -59,13 +60,11 @@ def check_served(config: ServeConfig, manifest: Manifest) -> None:
 
 
 def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
-    """`vllm serve` with the base and the one adapter."""
-    rank = int(manifest.details["loraRank"])
-    lora = json.dumps({"name": config.served_name, "path": str(adapter), "base_model_name": SERVED_BASE})
-    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT), "--served-model-name", SERVED_BASE]
-    command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
+    """`vllm serve` with the base and the one adapter, or with both merged."""
+    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT)]
+    command += ["--served-model-name", config.served_name] if config.quantization == "Merged" else _lora(config, manifest, adapter)
     # Text is text, as it was when the template was proven: left alone, vLLM guesses from the template's source how it takes contents.
-    command += ["--lora-modules", lora, "--chat-template", str(adapter / CHAT_TEMPLATE_FILE), "--chat-template-content-format", "string"]
+    command += ["--chat-template", str(adapter / CHAT_TEMPLATE_FILE), "--chat-template-content-format", "string"]
     command += ["--max-model-len", str(config.max_length), "--dtype", _dtype(config, manifest, hardware)]
     if _quantization(config, manifest):
         command += ["--quantization", "bitsandbytes"]
@@ -79,6 +78,13 @@ def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: 
     return command + ([*_VLLM_CPU, str(max(_VLLM_CPU_TOKENS, config.max_length))] if hardware.cpu_only else [])
 
 
+def _lora(config: ServeConfig, manifest: Manifest, adapter: Path) -> list[str]:
+    rank = int(manifest.details["loraRank"])
+    lora = json.dumps({"name": config.served_name, "path": str(adapter), "base_model_name": SERVED_BASE})
+    ranks = ["--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
+    return ["--served-model-name", SERVED_BASE, "--enable-lora", "--max-loras", "1", *ranks, "--lora-modules", lora]
+
+
 def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
     """ms-swift's server on transformers. `model` is a directory whose chat template is the adapter's, see `run.engine_model`."""
     details = manifest.details
@@ -87,8 +93,7 @@ def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model:
         "model_type": details["modelType"],
         "template": details["template"],
         "load_args": False,  # the adapter's args.json holds paths of the pod that trained it
-        "adapters": f"{config.served_name}={adapter}",
-        "served_model_name": SERVED_BASE,
+        **({"served_model_name": config.served_name} if config.quantization == "Merged" else _swift_lora(config, adapter)),
         "infer_backend": "transformers",
         "host": _HOST,
         "port": SERVING_PORT,
@@ -116,6 +121,10 @@ def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model:
             }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))]
     return [sys.executable, "-m", "finetune_runtime.serve.swift_server", *words]
+
+
+def _swift_lora(config: ServeConfig, adapter: Path) -> dict[str, Any]:
+    return {"adapters": f"{config.served_name}={adapter}", "served_model_name": SERVED_BASE}
 
 
 def environment(base: Mapping[str, str], scratch: Path, hardware: Hardware, *, threads: int) -> dict[str, str]:

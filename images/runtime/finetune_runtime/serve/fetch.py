@@ -7,8 +7,9 @@ from typing import Any
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
-from finetune_runtime.contract.config import CACHE_DIR, SCRATCH_DIR, ServeConfig
+from finetune_runtime.contract.config import CACHE_DIR, SCRATCH_DIR, AdapterRef, ServeConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError, StepResult
+from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
 from finetune_runtime.sources.model import Local, obtain_model
 
@@ -30,21 +31,42 @@ def run(config: ServeConfig) -> StepResult:
     shutil.rmtree(scratch / ADAPTER, ignore_errors=True)
     artefacts.fetch(store, config.adapter.uri, scratch / ADAPTER, config.adapter.manifest_sha256)
     model = scratch / MODEL
-    # The revision that the adapter was trained on, not what the branch has become since.
-    spec = config.model.model_copy(update={"revision": manifest.base_revision or config.model.revision})
-    cache = Path(os.environ.get("FINETUNE_MODEL_CACHE", CACHE_DIR)) if config.cache else None
+    spec = _served(config, manifest, store)
+    # Base models are few. Merged ones are as large, and there is a new one with every version: the cache would never be large enough.
+    cache = Path(os.environ.get("FINETUNE_MODEL_CACHE", CACHE_DIR)) if config.cache and config.merged is None else None
     found = obtain_model(spec, store, model, cache=cache)
     if found.directory != model:  # a volume: the engine finds it at the same path as a download
         model.unlink(missing_ok=True)
         model.symlink_to(found.directory)
     (scratch / MANIFEST).write_bytes(manifest.encode())
-    return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, manifest, found, parity.samples(scratch / ADAPTER)))
+    return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, spec, found, parity.samples(scratch / ADAPTER)))
 
 
-def _told(config: ServeConfig, manifest: Manifest, model: Local, samples: list[dict[str, Any]]) -> str:
+def _served(config: ServeConfig, manifest: Manifest, store: Store) -> ModelSpec:
+    """The model that the engine loads. Raises StepError for merged weights that are not what they were."""
+    if config.quantization != "Merged":
+        # The revision that the adapter was trained on, not what the branch has become since.
+        return config.model.model_copy(update={"revision": manifest.base_revision or config.model.revision})
+    if config.merged is None:
+        raise StepError(Exit.CRASH, Reason.INTERNAL_ERROR, "The pod was made before its adapter was merged: delete the version's Deployment.")
+    check_merged(store, config.merged)
+    return config.model.model_copy(update={"source": config.merged.uri, "revision": ""})
+
+
+def check_merged(store: Store, ref: AdapterRef) -> None:
+    """Raises StepError for merged weights that are gone, or others than those that were merged. Fetching holds their files to their manifest."""
+    found = artefacts.committed(store, ref.uri)
+    if found is None:
+        message = f"The merged weights at {ref.uri} are gone: name another version in spec.version and then this one again, which merges it anew."
+        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, message)
+    if found[0].kind is not Kind.MERGED or found[1] != ref:
+        raise artefacts.ArtefactCorruptError(f"{ref.uri} is not what was merged: the SHA-256 of its manifest is not {ref.manifest_sha256}.")
+
+
+def _told(config: ServeConfig, spec: ModelSpec, model: Local, samples: list[dict[str, Any]]) -> str:
     base = "in its volume" if model.figures is None else str(model.figures)
     note = "" if samples else " The adapter has no parity samples, as those of older releases: prompts are not compared with the training's."
-    return f"{config.adapter.uri} is verified. {manifest.base_model} is {base}.{note}"
+    return f"{config.adapter.uri} is verified. {spec.source} is {base}.{note}"
 
 
 def _manifest(config: ServeConfig, store: Store) -> Manifest:

@@ -19,7 +19,20 @@ from .content import SHA256, RemoteFile
 from .mounts import mounted_path
 from .transfer import Figures, Part, Read, fetch
 
-__all__ = ["Listing", "Local", "RemoteFile", "fetch_model", "is_pickle", "list_model", "model_name", "needed", "obtain_model", "read_part"]
+__all__ = [
+    "Listing",
+    "Local",
+    "RemoteFile",
+    "fetch_files",
+    "fetch_model",
+    "is_pickle",
+    "list_model",
+    "model_name",
+    "needed",
+    "obtain_model",
+    "read_part",
+    "with_digests",
+]
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +94,15 @@ def obtain_model(spec: ModelSpec, store: Store, dest: Path, *, cache: Path | Non
     if cache:
         caching.remember(cache, spec.source, listing.revision, listing.files)
         dest = caching.directory(cache, spec.source, listing.revision, wanted)
+    return fetch_files(spec, store, listing, wanted, dest)
+
+
+def fetch_files(spec: ModelSpec, store: Store, listing: Listing, wanted: list[RemoteFile], dest: Path) -> Local:
+    """These files of the listing in a local directory: the mounted one itself for pvc://, else `dest`."""
+    if directory := mounted_path(spec.source):
+        return Local(directory)
     with _reading(spec, store, listing.revision) as read:
-        figures = fetch(spec.source, wanted if spec.source.startswith("hf://") else _with_digests(spec, store, listing.files, wanted), dest, read)
+        figures = fetch(spec.source, with_digests(spec, store, listing.files, wanted), dest, read)
     log.info("%s is in %s: %s", spec.source, dest, figures)
     return Local(dest, figures)
 
@@ -128,9 +148,9 @@ def _reading(spec: ModelSpec, store: Store, revision: str) -> Iterator[Read]:
         yield read
 
 
-def _with_digests(spec: ModelSpec, store: Store, files: Iterable[RemoteFile], wanted: list[RemoteFile]) -> list[RemoteFile]:
+def with_digests(spec: ModelSpec, store: Store, files: Iterable[RemoteFile], wanted: list[RemoteFile]) -> list[RemoteFile]:
     """The files with their digests where a manifest of ours lies beside them, as beside merged models; any other file of its name is an ordinary file."""
-    if not any(file.path == MANIFEST for file in files):
+    if not spec.source.startswith("s3://") or not any(file.path == MANIFEST for file in files):
         return wanted
     try:
         manifest = Manifest.model_validate_json(store.read(f"{_prefix(spec)}{MANIFEST}"))

@@ -7,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from finetune_runtime.contract.artefact import ANSWERS_FILE
+
 PROMPTS = "FINETUNE_PROMPTS"  # environment variable: file with the conversations; the callback leaves ANSWERS beside it
-ANSWERS = "answers.json"
+ANSWERS = ANSWERS_FILE
 _COUNT = 4
 _LOOKED_AT = 1000  # rows; a validation set may be large, and any few of its rows serve
 _MAX_PROMPT_CHARACTERS = 1500

@@ -6,13 +6,14 @@ Greedy, in one batch, from the very token ids that the training has before an an
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from finetune_runtime.labels import prompt_length
-from finetune_runtime.report.data import Answer, Answers, Turn
+from finetune_runtime.report.data import CUT, Answer, Answers, Turn
 
 SECONDS = 60.0  # for all answers together
 MAX_TOKENS = 96
@@ -35,10 +36,38 @@ def ask(
             base = _generate(model, template, prompts, stop)
         tuned = _generate(model, template, prompts, stop)
     answers = [
-        Answer(prompt=[Turn.model_validate(message) for message in messages[:-1]], expected=messages[-1]["content"], base=before, tuned=after)
-        for messages, before, after in zip(conversations, base, tuned, strict=True)
+        Answer(
+            prompt=[Turn.model_validate(message) for message in messages[:-1]],
+            expected=messages[-1]["content"],
+            base=before.text,
+            tuned=after.text,
+            prompt_tokens=prompt,
+            tokens=after.tokens,
+            logprobs=after.logprobs,
+        )
+        for messages, prompt, before, after in zip(conversations, prompts, base, tuned, strict=True)
     ]
     return Answers(step=step, max_tokens=MAX_TOKENS, answers=answers)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """An answer up to its end: token ids, and the log probability of each."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class _Likelihoods(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    """Changes nothing and remembers how likely the next token is. Greedy generation takes the likeliest one."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  transformers' signature
+        self.steps.append(scores.float().log_softmax(-1).amax(-1).cpu())
+        return scores
 
 
 class _Until(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
@@ -70,7 +99,7 @@ def _prompt(template: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(row["input_ids"][: prompt_length(row["labels"])])
 
 
-def _generate(model: Any, template: Any, prompts: list[list[int]], stop: Callable[[], bool]) -> list[str]:
+def _generate(model: Any, template: Any, prompts: list[list[int]], stop: Callable[[], bool]) -> list[_Said]:
     tokenizer = template.tokenizer
     ends = {template.template_meta.stop_token_id, tokenizer.eos_token_id} - {None}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
@@ -78,15 +107,18 @@ def _generate(model: Any, template: Any, prompts: list[list[int]], stop: Callabl
     # Padded on the left, so that every answer begins behind its prompt.
     ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    likelihoods = _Likelihoods()
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=_greedy(padding, ends),
+        logits_processor=LogitsProcessorList([likelihoods]),
         stopping_criteria=StoppingCriteriaList([_Until(SECONDS / 2, stop)]),
     )
     if stop():
         raise InterruptedAnswersError("the pod has to end")
-    return [_text(tokenizer, answer[longest:].tolist(), ends) for answer in output]
+    found = torch.stack(likelihoods.steps, dim=1).tolist()
+    return [_said(tokenizer, answer[longest:].tolist(), logprobs, ends) for answer, logprobs in zip(output, found, strict=True)]
 
 
 def _greedy(padding: int, ends: set[int]) -> GenerationConfig:
@@ -103,8 +135,8 @@ def _greedy(padding: int, ends: set[int]) -> GenerationConfig:
     )
 
 
-def _text(tokenizer: Any, ids: list[int], ends: set[int]) -> str:
-    """The text up to its end; one that has none is marked as cut off."""
+def _said(tokenizer: Any, ids: list[int], logprobs: list[float], ends: set[int]) -> _Said:
+    """The answer up to its end; one that has none is marked as cut off."""
     end = next((number for number, token in enumerate(ids) if token in ends), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
-    return text if end is not None else f"{text} [...]"
+    return _Said(text if end is not None else f"{text}{CUT}", ids[:end], [round(value, 5) for value in logprobs[:end]])
