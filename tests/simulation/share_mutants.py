@@ -62,7 +62,12 @@ SHARE_MUTANTS = (
     ),
     Mutant("steps take no time", _around(canary, "advance", _impatient), ("a step lasts its time",), _QUIET),
     Mutant("pods go before weights do", _around(canary, "objects", _shrinks_first), ("a version with a share keeps its pods",), _QUIET),
-    Mutant("a route outlives its strategy", _set(canary, "leftovers", lambda _: ()), ("a route goes with its strategy",), {**_STEPS, "canary": 0.5}),
+    Mutant(
+        "a route outlives its strategy",
+        _set(canary, "leftovers", lambda _: ()),
+        ("a route goes with its strategy",),
+        {**_STEPS, "canary": 0.5, "edits": 60, "jobs": 0, "disturbances": 0},
+    ),
     Mutant("the record of shares is made up", _around(canary, "record", _forgets_shares), ("the route says what the record says",), _STEPS),
     Mutant(
         "a share comes before the gate",

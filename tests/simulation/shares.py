@@ -50,7 +50,10 @@ class Shares:
             self._goes_to(endpoint, weights, before)
             self._lasts(endpoint, weights, before)
         steps = self._steps.setdefault(endpoint["metadata"]["uid"], Steps())
-        steps.since = {v: steps.since.get(v, self._world.now) if before.get(v) == w else self._world.now for v, w in weights.items() if w}
+        # One that has everything while the old version is silent goes on with its step afterwards.
+        steps.since = {
+            v: steps.since.get(v, self._world.now) if w in (100, before.get(v)) or before.get(v) == 100 else self._world.now for v, w in weights.items() if w
+        }
 
     def _whole(self, weights: dict[str, int]) -> None:
         if sum(weights.values()) != 100 or min(weights.values()) < 0:
@@ -115,7 +118,7 @@ class Shares:
             conflict = any(c["reason"] == "NameConflict" for c in endpoint["status"].get("conditions") or ())
             route = next((r for r in self._api.owned(endpoint["metadata"]["uid"], "HTTPRoute") if not deleting(r)), None)
             record = {v: r["weight"] for v, r in versions_of(endpoint).items() if "weight" in r and (r["weight"] or r["role"] != "Candidate")}
-            if route and endpoint["spec"]["strategy"]["type"] != "Canary":
+            if route and not conflict and endpoint["spec"]["strategy"]["type"] != "Canary":
                 fail("a route goes with its strategy", f"HTTPRoute {route['metadata']['name']} is still there")
             if weights_of(route) != record and not conflict:
                 fail("the route says what the record says", f"{weights_of(route)} and {record}")
