@@ -4,12 +4,17 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.integration.kubectl import Kubectl
 from tests.integration.operator_process import wait
 
 DEVCLUSTER = Path(__file__).resolve().parents[1] / "devcluster"
+
+
+def _is_known(cluster: Kubectl, path: str) -> bool:
+    return "Established" in cluster("get", "-f", path, "-o", "yaml")
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def installed(cluster: Kubectl, pinned_in: str, module: str, *files: str) -> Ite
     for path in paths:
         cluster("apply", "--server-side", "-f", path)
         # `kubectl wait` gives up on an object that has no conditions yet.
-        wait("the API server has looked at the kind", lambda path=path: "Established" in cluster("get", "-f", path, "-o", "yaml"))
+        wait("the API server has looked at the kind", partial(_is_known, cluster, path))
         cluster("wait", "--for=condition=Established", "--timeout=60s", "-f", path)
     yield
     for path in paths:

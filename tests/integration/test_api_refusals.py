@@ -190,7 +190,10 @@ def canary(**fields: Any) -> dict[str, Any]:
 
 REFUSED_ENDPOINTS = [
     pytest.param(
-        {"strategy": {"type": "Canary"}}, "spec.strategy.canary", "type Canary needs canary.parentRefs, which name a Gateway", id="a canary without a Gateway"
+        {"strategy": {"type": "Canary"}},
+        "spec.strategy.canary",
+        "type Canary needs strategy.canary with the Gateway in parentRefs",
+        id="a canary without a Gateway",
     ),
     pytest.param({"strategy": {"canary": CANARY}}, "spec.strategy.canary", "canary is for type Canary", id="steps of another strategy"),
     pytest.param(canary(parentRefs=[]), "spec.strategy.canary.parentRefs", "should have at least 1 items", id="a canary behind no Gateway"),
