@@ -58,7 +58,7 @@ def _bytes(block: torch.Tensor, tensor: Tensor) -> bytes:
             f"{tensor.name} would hold numbers that {tensor.dtype} cannot hold: adapter or base is damaged, or the training diverged. Train again with a lower "
             "training.learningRate.",
         )
-    return stored.contiguous().view(torch.uint8).numpy().tobytes()
+    return bytes(stored.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _load(path: Path, tensor: Tensor) -> torch.Tensor:
