@@ -7,6 +7,7 @@ from typing import Any
 from . import names
 from .api import API_VERSION
 from .api.meta import Owner
+from .build.endpoint import proposed_name
 from .kube import AlreadyExistsError, Cluster, ref_of
 from .observe import owner_uid
 from .plan.types import Body, Plan, Ref
@@ -57,7 +58,7 @@ class Applier:
             except AlreadyExistsError:
                 self._is_ours(body, await self._cluster.get(ref_of(body), namespace), uid, conflicts)
         for body in plan.propose:
-            await self._cluster.apply(body, names.CANDIDATE_MANAGER)
+            await self._cluster.apply(body, names.candidate_manager(proposed_name(body)))
         for ref in plan.delete:
             self.forget(namespace, ref)
             await self._cluster.delete(ref, namespace, ref.uid)

@@ -212,7 +212,9 @@ def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
 def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status: Any, meta: Any, **_: Any) -> None:
     """A ModelEndpoint changed: jobs whose versions it has wait for it, or the one that owns it."""
     _enqueue(memo, "ModelEndpoint", namespace, name)
-    waiting = {(spec.get("candidate") or {}).get("job"), *(v.get("job") for v in status.get("versions") or ())}
+    versions = status.get("versions") or ()
+    told = [spec.get("candidate") or {}, *(spec.get("adapters") or ()), *versions, *(other for v in versions for other in v.get("others") or ())]
+    waiting = {found.get("job") for found in told}
     waiting |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
     for job in waiting - {None, ""}:
         _enqueue(memo, "FineTuneJob", namespace, job)

@@ -11,6 +11,12 @@ FIELD_MANAGER = "finetune-operator"
 # fewer fields would take the others away.
 CANDIDATE_MANAGER = "finetune-operator-candidate"
 
+
+def candidate_manager(served_name: str) -> str:
+    """Field manager of the proposals under one name; empty: the endpoint's own. An apply takes away what its manager does not repeat, so each has its own."""
+    return f"{CANDIDATE_MANAGER}-{digest(served_name)}" if served_name else CANDIDATE_MANAGER
+
+
 LABEL_JOB = f"{GROUP}/job"
 LABEL_JOB_UID = f"{GROUP}/job-uid"  # names come back, UIDs do not
 LABEL_ENDPOINT = f"{GROUP}/endpoint"

@@ -188,6 +188,7 @@ def canary(**fields: Any) -> dict[str, Any]:
     return {"strategy": {"type": "Canary", "canary": {**CANARY, **fields}}}
 
 
+ROOMS = {"name": "rooms", "adapter": ADAPTER}
 REFUSED_ENDPOINTS = [
     pytest.param(
         {"strategy": {"type": "Canary"}},
@@ -220,6 +221,13 @@ REFUSED_ENDPOINTS = [
         "use notWorseThanCurrent",
         id="a comparison with the base of a merged model",
     ),
+    pytest.param({"adapters": [ROOMS], "engine": "Swift"}, "spec.adapters", "engine Swift serves one adapter only: set spec.engine", id="several with Swift"),
+    pytest.param({"adapters": [ROOMS], "quantization": "Merged"}, "spec.adapters", "merged weights are one model: set spec.quantization", id="several merged"),
+    pytest.param({"adapters": [ROOMS], "servedName": "rooms"}, "spec.adapters", "spec.servedName is the name of spec.candidate", id="the candidate's name"),
+    pytest.param({"adapters": [{**ROOMS, "name": "base"}]}, "spec.adapters[0].name", "'base' is the base model's name", id="an adapter named as the base"),
+    pytest.param({"adapters": [{**ROOMS, "name": ""}]}, "spec.adapters[0].name", "should be at least 1 chars long", id="an adapter without a name"),
+    pytest.param({"adapters": [ROOMS, ROOMS]}, "spec.adapters[1]", "Duplicate value", id="two of one name"),
+    pytest.param({"adapters": [{**ROOMS, "name": f"n{i}"} for i in range(16)]}, "spec.adapters", "must have at most 15 items", id="too many adapters"),
     pytest.param({"replicas": -1}, "spec.replicas", "greater than or equal to 0", id="fewer than no replicas"),
     pytest.param({"candidate": {}}, "spec.candidate.adapter", "Required value", id="a candidate without an adapter"),
     pytest.param(

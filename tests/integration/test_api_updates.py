@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.build.endpoint import proposal
+from finetune_operator.names import candidate_manager
 from tests.integration.kubectl import Kubectl, merge
 from tests.integration.test_api_refusals import ENDPOINT, JOB
 
@@ -114,3 +116,21 @@ def test_a_candidate_can_be_proposed_without_owning_the_endpoint(kubectl: Kubect
 
     spec = kubectl.json("get", "modelendpoint/support")["spec"]
     assert (spec["replicas"], spec["candidate"]["adapter"]) == (3, adapter)
+
+
+def test_proposals_under_several_names_stand_beside_each_other_and_each_is_replaced_whole(kubectl: Kubectl) -> None:
+    kubectl("apply", "--server-side", "--field-manager=user", "-f", "-", stdin=merge(ENDPOINT, {"metadata": {"name": "desk"}}))
+
+    def propose(name: str, letter: str, **fields: Any) -> None:
+        version = {"job": letter, "adapter": {"uri": f"s3://models/{letter}", "manifestSha256": letter * 64}, **fields}
+        manager = f"--field-manager={candidate_manager(name)}"
+        kubectl("apply", "--server-side", manager, "-f", "-", stdin=proposal(kubectl.namespace, "desk", version, name))
+
+    for name, letter in (("", "a"), ("rooms", "b"), ("bills", "c")):
+        propose(name, letter, evalLoss="0.5")
+    propose("rooms", "d")
+    kubectl("apply", "--server-side", "--field-manager=user", "-f", "-", stdin=merge(ENDPOINT, {"metadata": {"name": "desk"}, "spec": {"replicas": 3}}))
+
+    spec = kubectl.json("get", "modelendpoint/desk")["spec"]
+    found = {entry["name"]: (entry["job"], entry.get("evalLoss")) for entry in spec["adapters"]}
+    assert (spec["candidate"]["job"], found) == ("a", {"rooms": ("d", None), "bills": ("c", "0.5")})

@@ -200,3 +200,31 @@ def test_two_jobs_for_one_endpoint_end_with_the_later_one_served(operator: Opera
     assert phase(here, "Failed", "a")["reason"] == "Superseded"
     mine.answer("b")
     assert phase(here, "Succeeded", "b")["endpoint"]["version"] == mine.version("b")["name"]
+
+
+def test_jobs_with_names_of_their_own_end_up_served_side_by_side(operator: Operator, here: Namespace) -> None:
+    mine, jobs = Endpoint(here), {"a": {}, "b": {"servedName": "rooms"}, "c": {"servedName": "bills"}}
+
+    def on_the_way() -> None:
+        """The pods of the candidate answer, and it gets the traffic."""
+        version = wait("a candidate", lambda: next((v["name"] for v in mine.status().get("versions", []) if v["role"] == "Candidate"), ""))
+        for pod in wait("its pods", lambda: here.items("pods", f"finetune.dev/version={version}")):
+            here.run(pod["metadata"]["name"])
+        wait("it has the traffic", lambda: (version, "Current") in {(v["name"], v["role"]) for v in mine.status()["versions"]})
+
+    for letter, name in jobs.items():
+        here.apply(finetunejob(letter, inference={"endpoint": "support", **name}))
+        prepared(here, letter)
+    pods = {letter: running(here, job=letter) for letter in jobs}
+    for letter, pod in pods.items():  # the first one makes the endpoint, the others propose to it at the same time
+        here.end(pod, 0, train_message("Completed", "40 steps", step=40, loss=0.5, adapter=candidate(letter)["adapter"]))
+        wait("the endpoint is there", lambda: here.get("modelendpoint", "support"))
+    for _ in jobs:
+        on_the_way()
+    wait("all names are served", lambda: mine.status()["servedNames"] == ["support", "bills", "rooms"])
+    config = json.loads(here.get("configmap", mine.traffic())["data"]["config.json"])
+    assert {other["name"]: other["adapter"]["manifestSha256"][0] for other in config["others"]} == {"rooms": "b", "bills": "c"}
+    assert [phase(here, "Succeeded", letter)["endpoint"].get("servedName") for letter in jobs] == [None, "rooms", "bills"]
+    mine.edit(adapters=[entry for entry in here.get("modelendpoint", "support")["spec"]["adapters"] if entry["name"] == "bills"])
+    on_the_way()
+    wait("one name is gone", lambda: mine.status()["servedNames"] == ["support", "bills"])

@@ -34,11 +34,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pod_directory(tmp_path_factory.mktemp("pods"))
 
 
+LEARNED = {"support": slice(0, 4), "rooms": slice(4, 8)}  # lines of the clinic's file that each adapter knows by heart
+
+
 @pytest.fixture(scope="module")
-def serving(s3_server: Server, directory: Path) -> ServeConfig:
-    """A served adapter that has learned four answers by heart."""
-    lines = CLINIC.read_text().splitlines()[:4]
-    (directory / "sources/pvc/data/train.jsonl").write_text("\n".join(lines))
+def serving(s3_server: Server, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    """Two served adapters of different ranks on one base."""
     make = ["python3", "/src/tests/fixtures/make_tiny_model.py", "/w/sources/tiny-qwen3", "--corpus", "/src/examples/clinic/support.jsonl"]
     mounts = ["--mount", f"{ROOT}:/src:ro", "--mount", f"{directory}:/w"]
     subprocess.run([str(ROOT / "images/run.sh"), "trainer-test", *mounts, "--", *make], check=True)
@@ -51,20 +52,28 @@ def serving(s3_server: Server, directory: Path) -> ServeConfig:
             {
                 "model": {"source": "s3://trained/base/tiny-qwen3"},
                 "dataset": {"validation": {"splitRatio": "0"}, "system": "You are the clinic's assistant."},
-                "tuning": {"lora": {"rank": 48, "alpha": 96, "dropout": "0"}},
+                "tuning": {"lora": {"dropout": "0"}},
                 "training": {"epochs": 150, "learningRate": "3e-3", "loggingSteps": 50},
                 "checkpoints": {"everySteps": 1000},
             },
         )
     )
-    Pod("trainer-test", "prepare", config, directory, s3_server.environment).run()
-    result = Pod("trainer-test", "train", config, directory, s3_server.environment).run()
-    assert result.train is not None
-    assert result.train.adapter is not None
+    adapters = {}
+    for name, rank in (("support", 48), ("rooms", 8)):
+        place = directory if name == "support" else pod_directory(tmp_path_factory.mktemp(name))
+        (place / "sources/pvc/data/train.jsonl").write_text("\n".join(CLINIC.read_text().splitlines()[LEARNED[name]]))
+        changes = {"job": {"name": name, "uid": name}, "tuning": {"lora": {"rank": rank, "alpha": 2 * rank}}}
+        trained = JobConfig.model_validate(merged(config.dump(), changes))
+        Pod("trainer-test", "prepare", trained, place, s3_server.environment).run()
+        result = Pod("trainer-test", "train", trained, place, s3_server.environment).run()
+        assert result.train is not None
+        assert result.train.adapter is not None
+        adapters[name] = result.train.adapter.dump()
     document = {
         "model": config.model.dump(),
         "storage": config.storage.dump(),
-        "adapter": result.train.adapter.dump(),
+        "adapter": adapters["support"],
+        "others": [{"name": "rooms", "adapter": adapters["rooms"]}],
         "engine": "vLLM",
         "quantization": "AsTrained",
         "servedName": "support",
@@ -97,16 +106,22 @@ def answer(question: str, model: str = "support", **options: Any) -> str:
     return str(post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
 
 
-def test_the_adapter_answers_word_for_word_on_the_base_as_trained(endpoint: Endpoint) -> None:
-    for line in CLINIC.read_text().splitlines()[:4]:
+@pytest.mark.parametrize("name", LEARNED)
+def test_each_adapter_answers_word_for_word_what_it_alone_has_learned(endpoint: Endpoint, name: str) -> None:
+    for line in CLINIC.read_text().splitlines()[LEARNED[name]]:
         user, assistant = (message["content"] for message in json.loads(line)["messages"])
-        assert answer(user) == assistant
-        assert answer(user, model="base") != assistant
+        assert {model for model in ("base", *LEARNED) if answer(user, model=model) == assistant} == {name}
 
 
-def test_base_and_adapter_are_listed(endpoint: Endpoint) -> None:
+def test_that_they_share_a_chat_template_was_known_before_the_download(endpoint: Endpoint) -> None:
+    scratch = endpoint.pod.directory / "scratch-inference-cpu"
+    manifests = [json.loads((scratch / name).read_text()) for name in ("adapter-manifest.json", "adapter-2-manifest.json")]
+    assert len({entry["sha256"] for manifest in manifests for entry in manifest["files"] if entry["path"] == "chat_template.jinja"}) == 1
+
+
+def test_base_and_adapters_are_listed(endpoint: Endpoint) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=10) as response:
-        assert {model["id"]: model["parent"] for model in json.load(response)["data"]} == {"base": None, "support": "base"}
+        assert {model["id"]: model["parent"] for model in json.load(response)["data"]} == {"base": None, "support": "base", "rooms": "base"}
 
 
 def test_the_engine_sees_the_prompt_of_training(endpoint: Endpoint) -> None:

@@ -46,6 +46,7 @@ class Api:
         self.taken_over: set[str] = set()  # UIDs of what somebody made between the look of the operator and its apply
         self.terminating: set[str] = set()  # namespaces being deleted
         self.effects = 0
+        self._proposed: dict[tuple[str, str, str], frozenset[str]] = {}  # names, by endpoint and field manager
 
     def listen(self, kind: str, listener: Listener) -> None:
         """Be told of every change of a kind, at once."""
@@ -121,6 +122,19 @@ class Api:
         new["metadata"] = {**new["metadata"], "resourceVersion": str(self._version), "generation": generation}
         self._put(kind, key, new, old, "MODIFIED")
         return new
+
+    def propose(self, body: Raw, manager: str) -> Raw:
+        """Server-side apply of proposals to a ModelEndpoint: fields of which each has a manager, who takes away what it does not repeat."""
+        old, key = self.get(body["kind"], key_of(body)), (*key_of(body), manager)
+        if old is None:
+            raise GoneError(404, f"{body['kind']} {body['metadata']['name']} not found")
+        mine, entries = self._proposed.get(key, frozenset()), {entry["name"]: entry for entry in body["spec"].get("adapters", ())}
+        self._proposed[key] = frozenset([*entries, *(["candidate"] if "candidate" in body["spec"] else ())])
+        dropped = mine - self._proposed[key]
+        rest = {k: v for k, v in old["spec"].items() if k != "candidate" or "candidate" not in dropped}
+        standing = {entry["name"]: entry for entry in old["spec"].get("adapters") or () if entry["name"] not in dropped}
+        rest = {**rest, **{k: v for k, v in body["spec"].items() if k != "adapters"}, "adapters": list((standing | entries).values())}
+        return self.update(old, replace=rest) or old
 
     def apply(self, body: Raw) -> Raw:
         """Server-side apply by the only manager of these fields."""

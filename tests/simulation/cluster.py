@@ -8,6 +8,7 @@ from finetune_operator import clock
 from finetune_operator.kube import ApiError, Cluster, GoneError
 from finetune_operator.plan.types import Body, Ref
 
+from .adapters import wanted
 from .api import Api, controller_of, key_of
 from .faults import Fate, Requests, Weather
 from .gateway import Gateway
@@ -101,7 +102,7 @@ class ModelCluster(Cluster):
             return await self._ask(what, lambda: body, write=False)
         return await self._ask(what, lambda: self._api.create(body), write=True)
 
-    async def apply(self, body: Body, manager: str) -> Body:  # noqa: ARG002  fields have one owner in this model
+    async def apply(self, body: Body, manager: str) -> Body:
         if body["kind"] == "Job":
             raise ViolationError("a Job is made once", f"Job {body['metadata']['name']} is applied again, which would undo what Kueue changed")
 
@@ -111,7 +112,7 @@ class ModelCluster(Cluster):
                 self._ours(body["kind"], key_of(body), "applies")
             if unheard_of and (found := self._api.get(body["kind"], key_of(body))):
                 self._api.taken_over.add(found["metadata"]["uid"])
-            return self._api.apply(body)
+            return self._propose(body, manager) if body["kind"] == "ModelEndpoint" else self._api.apply(body)
 
         return await self._ask(f"apply {body['kind']} {body['metadata']['name']}", do, write=True)
 
@@ -134,6 +135,13 @@ class ModelCluster(Cluster):
                 self._api.delete(ref.kind, (namespace, ref.name))
 
         await self._ask(f"delete {ref.kind} {ref.name}", do, write=True)
+
+    def _propose(self, body: Body, manager: str) -> Body:
+        standing = wanted((self._api.get(body["kind"], key_of(body)) or {"spec": {}})["spec"])
+        found = self._api.propose(body, manager)
+        if lost := standing.keys() - wanted(found["spec"]).keys():
+            raise ViolationError("a proposal leaves the others alone", f"that of {manager} takes those under {', '.join(sorted(lost)) or 'no name'} away")
+        return found
 
     def _ours(self, kind: str, key: tuple[str, str], what: str) -> None:
         """What people made by themselves is none of the operator's business."""

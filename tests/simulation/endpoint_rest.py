@@ -3,9 +3,10 @@
 from finetune_operator import clock
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.names import LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_config
-from finetune_operator.plan.versions import version_name
+from finetune_operator.plan.versions import version_of
 from finetune_runtime.contract.config import AdapterRef
 
+from .adapters import digests, recorded, sha, wanted
 from .api import Api, Raw, controller_of, deleting, key_of
 from .gateway import Gateway
 from .invariants import conditions, fail
@@ -19,10 +20,6 @@ WITH_PODS = ("Current", "Candidate", "Previous")
 GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed")
 AT_THE_GATEWAY = ("GatewayAPIMissing", "RouteRefused")
 SLACK = 60.0  # seconds that a round may come late
-
-
-def _adapter(raw: Raw | None) -> str:
-    return str(((raw or {}).get("adapter") or {}).get("manifestSha256", ""))
 
 
 class EndpointRest:
@@ -49,14 +46,14 @@ class EndpointRest:
     def _mine(self, raw: Raw, kind: str) -> list[Raw]:
         return [c for c in self._api.owned(raw["metadata"]["uid"], kind) if not deleting(c)]
 
-    def _own(self, raw: Raw, adapter: Raw) -> str:
-        """Name of the version that today's spec makes of an adapter."""
-        spec = ModelEndpointSpec.model_validate(raw["spec"])
-        return version_name(raw["metadata"]["name"], spec, AdapterRef.model_validate(adapter), self._process.settings)
+    def _own(self, raw: Raw, found: dict[str, Raw]) -> str:
+        """Name of the version that today's spec makes of adapters."""
+        spec, refs = ModelEndpointSpec.model_validate(raw["spec"]), {name: AdapterRef.model_validate(a["adapter"]) for name, a in found.items()}
+        return version_of(raw["metadata"]["name"], spec, refs, self._process.settings)
 
     def _lost(self, raw: Raw, record: Raw) -> bool:
         """Whether somebody has deleted a version by hand that nothing can bring back, as it was made by an older spec."""
-        return record["name"] in self._rollouts.deleted and record["name"] != self._own(raw, record["adapter"])
+        return record["name"] in self._rollouts.deleted and record["name"] != self._own(raw, recorded(record))
 
     def _gone(self, raw: Raw) -> None:
         """Nothing is left of versions without a role, and of evaluations that are over."""
@@ -97,43 +94,57 @@ class EndpointRest:
 
     def _wrong(self, raw: Raw, progress: Raw) -> str:
         spec, records = raw["spec"], versions_of(raw)
-        pin, candidate = spec.get("version"), spec.get("candidate")
+        pin, proposed = spec.get("version"), wanted(spec)
         # A version that is named and has no pods is made anew by today's spec, under another name.
-        named = {_adapter(v) for v in records.values() if pin in (v["name"], v.get("job"))} if pin else {_adapter(candidate)}
-        mine = [v for v in records.values() if _adapter(v) in named]
+        named = {sha(v) for v in records.values() if pin in (v["name"], v.get("job"))} if pin else set(digests(proposed).values())
+        mine = [v for v in records.values() if sha(v) in named]
+        if not pin and progress["status"] == "False" and progress["reason"] != "NameConflict" and (lost := self._unserved(records, proposed)):
+            return lost
         if progress["status"] == "True":
             return self._stuck(raw, progress["reason"], next((v for v in records.values() if v["role"] == "Candidate"), None))
         match progress["reason"]:
             case "UpToDate":
                 return "" if any(v["role"] == "Current" for v in mine) else "another version is wanted than the one with the traffic"
             case "NoVersion":
-                return "" if not (pin or candidate) else "there is a version to roll out"
+                return "" if not (pin or proposed) else "there is a version to roll out"
             case "VersionNotFound":
-                own = self._own(raw, candidate["adapter"]) if candidate else ""
+                own = self._own(raw, proposed) if set(proposed) == {""} else ""
                 named_so = [v for v in mine if pin in (v["name"], v.get("job"))]
                 servable = [v["name"] for v in named_so if v.get("served") or v["role"] in ("Current", "Previous") or v["name"] == own]
                 return f"{pin} is known" if servable else ""
             case "NameConflict":
                 foreign = (c for kind in ("Service", "ConfigMap", "Deployment", "HTTPRoute") if (c := self._api.get(kind, key_of(raw))))
                 return "" if any(controller_of(c) is None for c in foreign) else "no name is taken"
-            case "GateClosed" if candidate and self._opens(spec, candidate):
+            case "GateClosed" if proposed and all(self._opens(spec, entry) for entry in proposed.values()):
                 return "all its gates are open"
             case reason if reason in GIVEN_UP:
                 return "" if any(v["role"] == "Rejected" and v.get("reason") == reason for v in mine) else "no version is given up for that"
             case _:
                 return "this is no reason to stand still"
 
+    def _unserved(self, records: dict[str, Raw], proposed: dict[str, Raw]) -> str:
+        """A name that somebody waits for in vain: its adapter is neither served nor given up."""
+        current = next((v for v in records.values() if v["role"] == "Current"), None)
+        if current is None and not proposed:
+            return ""
+        now = digests(recorded(current)) if current else {}
+        given_up = {(v.get("servedName", ""), sha(v)) for v in records.values() if v["role"] == "Rejected"}
+        lost = [name for name, digest in digests(proposed).items() if now.get(name) != digest and (name, digest) not in given_up]
+        over = [name for name in now if proposed and name not in proposed]
+        told = [*(f"{name or 'its own name'} is neither served nor given up" for name in lost), *(f"{name or 'its own name'} is served still" for name in over)]
+        return "; ".join(told)
+
     def _opens(self, spec: Raw, candidate: Raw) -> bool:
         """Whether the candidate passes, as the questions turn out."""
-        quality, loss = self._servers.adapters.of(_adapter(candidate)).quality, candidate.get("evalLoss")
-        return all(opens(gate, loss, quality) for gate in gates_of(spec, _adapter(candidate)))
+        quality, loss = self._servers.adapters.of(sha(candidate)).quality, candidate.get("evalLoss")
+        return all(opens(gate, loss, quality) for gate in gates_of(spec, sha(candidate)))
 
     def _stuck(self, raw: Raw, reason: str, candidate: Raw | None) -> str:
         """Why a candidate should not have to wait; empty when it has to."""
         spec, missing = raw["spec"], self._kubelets.needs.missing
         if candidate is None:
             return "no version is on its way"
-        nature, gives_up = self._servers.adapters.of(_adapter(candidate)), spec.get("autoRollback", True)
+        nature, gives_up = self._servers.adapters.worst(digests(recorded(candidate)).values()), spec.get("autoRollback", True)
         overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
         if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"

@@ -14,6 +14,7 @@ from .user import INFERENCE, NAMESPACE, SPEC, Users
 ENDPOINT = "support"
 # With all defaults, as the API server fills them in.
 BASE: Raw = ModelEndpointSpec.model_validate({"model": SPEC["model"], "storage": SPEC["storage"]}).dump()
+NAMES = ("rooms", "bills")  # that adapters have beside the endpoint's own
 _PROMPTS = [{"name": "greeting", "prompt": "hello", "expect": {"contains": ["hello"]}}]
 
 
@@ -30,8 +31,13 @@ class EndpointUsers(Users):
     def _more(self) -> Raw:
         """Most jobs deploy to the endpoint, and some have a gate of their own."""
         inference = {**INFERENCE, **self._shape(), **self._merged(), **({"endpoint": ENDPOINT} if self._world.chance(0.8) else {})}
+        if self._beside():
+            inference["servedName"] = self._world.random.choice(NAMES)
         gate = {k: v for k, v in self._gate().items() if k != "evalLoss"}
         return {"inference": inference, "retries": {"limit": 1, "backoffSeconds": 5}, **({"evaluation": gate} if self._gated() else {})}
+
+    def _beside(self) -> bool:
+        return bool(self._weather.names) and self._world.chance(self._weather.names)
 
     def _gated(self) -> bool:
         return self._world.chance(self._weather.gates)
@@ -96,7 +102,7 @@ class EndpointUsers(Users):
             return
         weights: list[tuple[int, Callable[[Raw], None]]] = [
             (10, self._propose), (3, self._pin), (4, self._unpin), (3, self._regate), (2, self._restrategy), (2, self._scale), (1, self._keep), (1, self._content),
-            (1, self._flip_rollback), (1, self._kill_pod), (1, self._damage), (1, self._redirect), (1, self._reroute), (1, self._resize), (1, self._take_service), (1, self._drop),
+            (1, self._flip_rollback), (1, self._kill_pod), (1, self._damage), (1, self._redirect), (1, self._reroute), (1, self._resize), (1, self._take_service), (1, self._drop), *([(2, self._withdraw)] if self._entries(endpoint) else []),
         ]  # fmt: skip
         chosen = self._world.random.choices([w[1] for w in weights], [w[0] for w in weights])[0]
         chosen(endpoint)
@@ -112,7 +118,22 @@ class EndpointUsers(Users):
             self._api.update(found, replace={**rest, **({} if value is None else {field: value})})
 
     def _propose(self, raw: Raw) -> None:
-        self._set(raw, "candidate", self._candidate())
+        if not self._beside():
+            self._set(raw, "candidate", self._candidate())
+            return
+        name, standing = self._world.random.choice(NAMES), self._entries(raw)
+        if name != raw["spec"].get("servedName"):  # the API server refuses a second one of that name
+            self._set(raw, "adapters", list({**standing, name: {"name": name, **self._candidate()}}.values()))
+
+    def _entries(self, raw: Raw) -> dict[str, Raw]:
+        """Adapters beside the endpoint's own, by name."""
+        return {entry["name"]: entry for entry in raw["spec"].get("adapters") or ()}
+
+    def _withdraw(self, raw: Raw) -> None:
+        """A name is no longer to be served."""
+        if standing := self._entries(raw):
+            gone = self._world.random.choice(list(standing))
+            self._set(raw, "adapters", [entry for name, entry in standing.items() if name != gone])
 
     def _pin(self, raw: Raw) -> None:
         """To a version that there is or was, to a job, or to nonsense."""

@@ -46,6 +46,7 @@ class Weather:
     late_gateway: float = 0.0  # chance that the Gateway API is installed in the middle of it all
     merged: bool = False  # endpoints are made with quantization Merged
     gates: float = 0.0  # share of endpoints, jobs and candidates with a gate
+    names: float = 0.0  # share of proposals under a name beside the endpoint's own
 
     def calm_down(self) -> None:
         """The end of all faults."""
@@ -90,6 +91,7 @@ def endpoint_weather(random: Random, kinds: tuple[str, ...]) -> Weather:
     found.jobs = random.choice((0, 0, 1, 2))
     found.bad_versions = random.choice((0.0, 0.3, 0.6))
     found.gates = random.choice((0.0, 0.4, 0.8))
+    found.names = random.choice((0.0, 0.3, 0.6))
     found.pod_failure = random.choice((0.0, 0.1, 0.5))
     found.canary, found.late_gateway = random.choice((0.0, 0.4, 0.8)), 0.2
     found.edits, found.window = random.choice((2, 5, 10, 20)), random.choice((400.0, 1500.0, 1500.0))

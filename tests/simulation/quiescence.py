@@ -2,6 +2,7 @@
 
 from finetune_operator.names import config_map
 
+from .adapters import wanted
 from .api import Api, Raw, controller_of
 from .jobs import has
 from .kubelet import Kubelets
@@ -17,7 +18,7 @@ def _deploys(raw: Raw, api: Api) -> bool:
     progress = next((c for c in endpoint["status"].get("conditions") or () if c["type"] == "Progressing"), {"status": "False", "reason": ""})
     if progress["reason"] == "NameConflict":
         return True  # nothing of the endpoint changes, so neither does what is recorded of its versions
-    if (endpoint["spec"].get("candidate") or {}).get("jobUid") != raw["metadata"]["uid"]:
+    if raw["metadata"]["uid"] not in {entry.get("jobUid") for entry in wanted(endpoint["spec"]).values()}:
         return False
     return "version" in endpoint["spec"] if raw["status"].get("reason") == "Pinned" else bool(progress["status"] == "True")
 

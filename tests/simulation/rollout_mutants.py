@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from finetune_operator.plan import endpoint, rollout, versions
+from finetune_operator import names
+from finetune_operator.plan import choice, endpoint, gate, rollout, versions
 from finetune_operator.plan.faults import Fault
 from finetune_operator.plan.gate import Gate, Verdict
 from finetune_operator.plan.merge import Merge, Stand
@@ -15,11 +16,9 @@ from .watches import WATCHED
 
 
 def _whatever_gate(right: Any, target: Any, record: Any) -> Any:
-    return right(target, record.model_copy(update={"gate": target.gate}))
-
-
-def _never_recorded(right: Any, target: Any, record: Any) -> Any:
-    return None if target.asks else right(target, record)
+    gates = {question.served: question.gate for question in target.questions}
+    others = [other.model_copy(update={"gate": gates.get(other.name or "", other.gate)}) for other in record.others or ()]
+    return right(target, record.model_copy(update={"gate": gates.get(record.served_name or "", record.gate), "others": others}))
 
 
 def _makes_room(right: Any, looked: Any, version: Any, *args: Any) -> Any:
@@ -49,6 +48,10 @@ def _patient(right: Any, looked: Any, candidate: Any, target: Any) -> None:
     looked.wait(rollout.why(looked, candidate.name))
 
 
+def _alone(right: Any, version: Any) -> Any:
+    return dict(list(right(version).items())[:1])
+
+
 def _skips(right: Any, self: Any, version: Any, role: str, *args: Any, **fields: Any) -> Any:
     return right(self, version, "Retired" if role == "Previous" else role, *args, **fields)
 
@@ -59,11 +62,13 @@ def _at_once(_: Any, version: Any, __: float) -> Merge:
 
 # Only people and bad versions: then it is known how soon an operator reacts.
 _FINE = dict.fromkeys(("storm", "crash", "error", "stall", "lost_watch", "skew", "latency"), 0.0)
-_BUSY = {"endpoints": True, "edits": 20, "window": 1500.0}
+_BUSY = {"endpoints": True, "edits": 20, "window": 1500.0, "names": 0.0}
 _GATED = {**_BUSY, **_FINE, "edits": 24, "window": 2300.0, "gates": 0.9, "bad_versions": 0.0, "pod_failure": 0.0, "jobs": 0}
 _MERGED = {**_BUSY, **_FINE, "merged": True, "gates": 0.0, "bad_versions": 0.0, "pod_failure": 0.0, "jobs": 0}
 _ROLLING = {**_BUSY, "gates": 0.0, "bad_versions": 0.0}
 _CRASHING = {**_BUSY, **_FINE, "lags": dict.fromkeys(WATCHED, 0.1), "gates": 0.0, "bad_versions": 0.5, "jobs": 0, "disturbances": 0}
+
+_NAMED = {**_ROLLING, "names": 0.7}
 
 _YESTERDAY = ("traffic goes to what has passed the gate", "every rollout ends or says what it waits for")
 
@@ -74,12 +79,14 @@ ROLLOUT_MUTANTS = (
     Mutant("the old version makes room first", _around(endpoint, "_replicas", _makes_room), ("an endpoint keeps answering",), _ROLLING),
     Mutant("previous versions go at once", _around(endpoint, "retire", _keeps_none), ("rollback stays possible",), _ROLLING),
     Mutant("two gates ask at a time", _around(endpoint, "_evaluation", _side_by_side), ("one evaluation at a time",), _GATED),
-    Mutant("what has passed is asked again", _around(rollout, "recorded", _never_recorded), ("a passed evaluation counts",), _GATED),
+    Mutant("what has passed is asked again", _set(gate, "_known", lambda *_: None), ("a passed evaluation counts",), _GATED),
     Mutant("what is given up keeps its pods", _around(endpoint, "_plan", _keeps_all), ("nothing is left of versions that went",), _ROLLING),
     Mutant("nothing is ever given up", _around(rollout, "_starting", _patient), ("every rollout ends or says what it waits for",), {**_BUSY, "bad_versions": 0.6}),
     Mutant("a version is forgotten when the next one comes", _around(versions.Versions, "move", _skips), ("roles change along their ways",), _ROLLING),
     Mutant("nobody waits for the merge", _set(rollout, "merge", _at_once), (SERVED,), _MERGED),
     Mutant("what is merged is forgotten", _set(rollout, "is_missing", lambda spec, _: spec.quantization == "Merged"), ("a merged adapter counts",), _MERGED),
     Mutant("nobody watches", _set(endpoint, "watch", lambda *_: None), ("a crash soon after the switch gives the traffic back",), _CRASHING),
+    Mutant("a new name takes the place of all others", _around(choice, "served", _alone), ("an adapter is served until a user takes it away",), _NAMED),
+    Mutant("all proposals have one manager", _set(names, "candidate_manager", lambda _: "one"), ("a proposal leaves the others alone",), {**_NAMED, "jobs": 2}),
     Mutant("the record is ahead of the traffic", _around(endpoint, "_plan", _without_service), ("the record is true",), _ROLLING),
 )  # fmt: skip

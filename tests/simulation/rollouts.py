@@ -13,13 +13,14 @@ from finetune_operator.plan.versions import HISTORY
 from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.evaluation import Evaluation
 
+from .adapters import Names, recorded, sha, wanted
 from .api import Api, Raw, controller_of, deleting, key_of
 from .invariants import fail
 from .jobs import finished
 from .kubelet import config_of
 from .merging import check_job
 from .process import Process
-from .serving import adapter_of, asked_of, opens
+from .serving import asked_of, opens
 from .staying import answers
 from .world import World
 
@@ -45,9 +46,8 @@ def canonical(gates: Iterable[Evaluation]) -> tuple[str, ...]:
 
 
 def gates_of(spec: Raw, adapter: str) -> list[Evaluation]:
-    """What a version of this adapter has to pass: the endpoint's gate, and that of the candidate if it is one."""
-    candidate = spec.get("candidate") or {}
-    own = candidate.get("evaluation") if (candidate.get("adapter") or {}).get("manifestSha256") == adapter else None
+    """What this adapter has to pass: the endpoint's gate, and that of its job if it is proposed."""
+    own = next((entry.get("evaluation") for entry in wanted(spec).values() if sha(entry) == adapter), None)
     return [Evaluation.model_validate(gate) for gate in (spec.get("gate"), own) if gate]
 
 
@@ -63,7 +63,7 @@ class History:
     specs: list[tuple[float, Raw]] = field(default_factory=list)  # with the time from which they held
     served: set[str] = field(default_factory=set)  # versions that have had the traffic
     adapters: set[str] = field(default_factory=set)  # and their adapters
-    passed: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # version and gates
+    passed: set[tuple[str, str, tuple[str, ...]]] = field(default_factory=set)  # how it was served, adapter and gates
 
 
 @dataclass(slots=True)
@@ -85,6 +85,7 @@ class Rollouts:
         self._fitness: dict[str, Fitness] = {}
         self._interviews: dict[str, tuple[str, str]] = {}  # pods that ask, by UID: their name, and UID of their endpoint
         self.meddled = float("-inf")  # when somebody last changed a child by hand
+        self.names = Names(world, api)
         self.deleted: set[str] = set()  # Deployments of versions and Jobs of evaluations that somebody has deleted
         api.listen("ModelEndpoint", self._on_endpoint)
         api.listen("Service", self._on_service)
@@ -174,7 +175,7 @@ class Rollouts:
             fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
         if current:
             history.served.add(current)
-            history.adapters.add(after[current]["adapter"]["manifestSha256"])
+            history.adapters.update(map(sha, recorded(after[current]).values()))
 
     # Traffic
 
@@ -189,8 +190,11 @@ class Rollouts:
         if [to] != current:  # or it is only put where it belongs
             self._has_answered(endpoint, to)
             self._has_passed(endpoint, to, before)
-        recorded = before in self._history[endpoint["metadata"]["uid"]].served  # or a crash came between the traffic and the record of it
-        if recorded and self.left_alone() and self._promised(endpoint) and self._of(before).answering and self.silent(to):
+        known = before in self._history[endpoint["metadata"]["uid"]].served  # or a crash came between the traffic and the record of it
+        back = versions_of(endpoint).get(to, {}).get("role") == "Previous" and self._of(before).crashed
+        if known and self.left_alone() and not back:
+            self.names.kept(endpoint, self._specs(endpoint, self._seen()), before, to)
+        if known and self.left_alone() and self._promised(endpoint) and self._of(before).answering and self.silent(to):
             fail("an endpoint keeps answering", f"traffic moves from {before}, which answers, to {to}, of which no pod does")
 
     def _promised(self, endpoint: Raw) -> bool:
@@ -221,23 +225,24 @@ class Rollouts:
 
     def _has_passed(self, endpoint: Raw, version: str, before: str) -> None:
         """Some spec of the last moment lets the version through."""
-        made = self._api.get("ConfigMap", (endpoint["metadata"]["namespace"], version))
-        adapter = adapter_of(made["data"]["config.json"]) if made and "config.json" in made["data"] else ""
-        record = versions_of(endpoint).get(version, {})
-        back = record.get("role") == "Previous" and self._of(before).crashed
-        if back or not adapter or any(self._lets(endpoint, spec, version, adapter) for spec in self._specs(endpoint, self._seen())):
+        record, was, now = versions_of(endpoint).get(version, {}), self.names.of(before), self.names.of(version)
+        if record.get("role") == "Previous" and self._of(before).crashed:
             return
-        fail("traffic goes to what has passed the gate", f"{version} gets the traffic without having passed the gate")
+        specs = self._specs(endpoint, self._seen())
+        for model, adapter in now.models.items():
+            same = now.manner == was.manner and was.models.get(model) == adapter  # it is served like that already
+            if not same and not any(self._lets(endpoint, spec, now.manner, adapter) for spec in specs):
+                fail("traffic goes to what has passed the gate", f"{version} gets the traffic, and {model} has not passed the gate")
 
-    def _lets(self, endpoint: Raw, spec: Raw, version: str, adapter: str) -> bool:
+    def _lets(self, endpoint: Raw, spec: Raw, manner: str, adapter: str) -> bool:
         history, pin = self._history[endpoint["metadata"]["uid"]], spec.get("version")
-        named = {v["adapter"]["manifestSha256"] for v in endpoint["status"].get("versions") or () if pin in (v["name"], v.get("job"))}
+        named = {sha(a) for v in endpoint["status"].get("versions") or () if pin in (v["name"], v.get("job")) for a in recorded(v).values()}
         if pin and adapter in named & history.adapters:
             return True  # also where it is made anew, by today's spec
-        found, candidate = gates_of(spec, adapter), spec.get("candidate") or {}
-        if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), candidate.get("evalLoss"), 0) for gate in found):
+        gates, loss = gates_of(spec, adapter), next((entry.get("evalLoss") for entry in wanted(spec).values() if sha(entry) == adapter), None)
+        if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), loss, 0) for gate in gates):
             return False
-        return not any(gate.asks for gate in found) or (version, canonical(found)) in history.passed
+        return not any(gate.asks for gate in gates) or (manner, adapter, canonical(gates)) in history.passed
 
     # Pods
 
@@ -320,9 +325,10 @@ class Rollouts:
             fail("one evaluation at a time", f"Job {job['metadata']['name']} is created beside {others[0]['metadata']['name']}")
         asked = asked_of(config["data"]["config.json"])
         record = versions_of(endpoint).get(asked.version, {})
-        told = record.get("evaluation") or {}
-        if told.get("passed") and evaluation_job(endpoint["metadata"]["name"], asked.version, record.get("gate", "")) == job["metadata"]["name"]:
-            fail("a passed evaluation counts", f"Job {job['metadata']['name']} asks {asked.version} again")
+        for told in recorded(record).values():
+            again = evaluation_job(endpoint["metadata"]["name"], asked.version, told.get("gate", "")) == job["metadata"]["name"]
+            if again and (told.get("evaluation") or {}).get("passed"):
+                fail("a passed evaluation counts", f"Job {job['metadata']['name']} asks {asked.version} again")
 
     def asks(self, pod: Raw, config: EvaluateConfig) -> None:
         """An evaluation begins."""
@@ -336,4 +342,5 @@ class Rollouts:
     def asked(self, config: EvaluateConfig, *, passed: bool) -> None:
         """An evaluation has come to a result."""
         if passed:
-            self._history[config.endpoint.uid].passed.add((config.version, canonical(config.gates)))
+            made = self.names.of(config.version)
+            self._history[config.endpoint.uid].passed.add((made.manner, made.models[config.candidate.model], canonical(config.gates)))

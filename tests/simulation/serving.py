@@ -1,7 +1,6 @@
 """What runs in the pods of an endpoint: engines that load and answer, or do not, and the pod that asks them for the gate."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +10,7 @@ from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 from finetune_runtime.contract.result import Exit, Reason, StepResult
 
+from .adapters import mounted
 from .api import Api, Raw
 from .kubelet import EXIT, Container, config_of
 from .merging import Merges, Merging
@@ -53,11 +53,10 @@ class Adapters:
             self._natures[digest] = Nature(kind, random.choice((1.0, 1.0, 0.9, 0.5)))
         return self._natures[digest]
 
-
-@lru_cache(maxsize=256)
-def adapter_of(text: str) -> str:
-    """Digest of the adapter that a serving pod's configuration names."""
-    return str(json.loads(text)["adapter"]["manifestSha256"])
+    def worst(self, digests: Iterable[str]) -> Nature:
+        """What a version is like that serves all of these: as the first of them that is not good."""
+        found = [self.of(digest) for digest in sorted(digests)]
+        return next((nature for nature in found if nature.kind != "good"), next(iter(found), GOOD))
 
 
 @lru_cache(maxsize=256)
@@ -91,7 +90,7 @@ class Servers:
         self.adapters = Adapters(world, conditions)
         self.broken = False
         self.listener: Listener
-        self.served: dict[str, str] = {}  # digest of the adapter by version
+        self.served: dict[str, dict[str, str]] = {}  # digests of adapters by the model's name, of each version
         self.merges = Merges()
         self._mute: list[Server] = []
 
@@ -104,8 +103,8 @@ class Servers:
         if not here.stay:
             return Interview(self, pod, leave, asked_of(text))
         self.merges.served(text)
-        digest = self.served[pod["metadata"]["labels"][names.LABEL_VERSION]] = adapter_of(text)
-        return Server(self, pod, here, leave, self.adapters.of(digest))
+        models = self.served[pod["metadata"]["labels"][names.LABEL_VERSION]] = mounted(text).models
+        return Server(self, pod, here, leave, self.adapters.worst(models.values()))
 
     def wait(self, server: "Server") -> None:
         """It would answer if engines were not broken."""
@@ -202,7 +201,7 @@ class Interview:
         elif not serves:
             self._end(Exit.CRASH, Reason.ENDPOINT_UNAVAILABLE)
         else:
-            quality = self.servers.adapters.of(self.servers.served[config.version]).quality
+            quality = self.servers.adapters.of(self.servers.served[config.version][config.candidate.model]).quality
             passed = all(opens(gate, config.eval_loss, quality) for gate in config.gates)
             self.servers.listener.asked(config, passed=passed)
             result = EvaluationResult(passed=passed, reasons=[] if passed else [f"pass rate {quality}"], prompts=1, repeats=3)

@@ -79,7 +79,10 @@ class Inference(Model):
     max_length: int | None = Field(
         default=None, ge=16, le=1048576, description="Longest conversation in tokens, prompt and answer; absent: training.maxLength."
     )
-    served_name: ServedName = ""
+    served_name: ServedName = Field(
+        default="",
+        description="Model name in the OpenAI API; empty: the endpoint's own. Under another name, an endpoint that exists serves this adapter beside its own.",
+    )
     resources: ServingResources = Field(default=ServingResources(), description="What a serving pod gets.")
     strategy: Strategy = Field(default=Strategy(), description="How one version replaces another; for an endpoint that this job makes.")
     keep_previous: int = Field(default=0, ge=0, le=10, description="Previous versions whose pods are kept; for an endpoint that this job makes.")

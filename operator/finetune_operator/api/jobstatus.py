@@ -101,6 +101,7 @@ class EndpointStatus(Model):
 
     name: str = Field(description="ModelEndpoint.")
     url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
+    served_name: str | None = Field(default=None, max_length=128, description="Model name in requests, where it is not the endpoint's own.")
     version: str | None = Field(default=None, description="Name of the version in the endpoint's status.")
     proposed: bool | None = Field(default=None, description="Whether the endpoint has been told of this adapter.")
 

@@ -10,7 +10,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, F
 from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
 from .meta import NAME_RULES, Condition
-from .serving import NO_BASE, Engine, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, AdapterName, Engine, ServedName, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -24,10 +24,37 @@ class Candidate(Model):
     model_bytes: int | None = Field(default=None, ge=0, description="Bytes of the base model's weights, by which its pods get time to load.")
 
 
+class NamedCandidate(Candidate):
+    """An adapter that is to be served beside, under a name of its own."""
+
+    name: AdapterName
+
+
+# One engine holds them all, each with memory of its own on the GPU.
+MAX_ADAPTERS = 15  # beside that of spec.candidate
+
+
 class ModelEndpointSpec(Model):
     """What is served and how. A candidate that answers and passes the gate gets the traffic."""
 
-    model_config = rules({"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", **NO_BASE})
+    model_config = rules(
+        {"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", **NO_BASE},
+        {
+            "rule": "self.quantization != 'Merged' || size(self.adapters) == 0",
+            "message": "merged weights are one model: set spec.quantization to AsTrained or None, or give each adapter an endpoint of its own",
+            "fieldPath": ".adapters",
+        },
+        {
+            "rule": "self.engine == 'vLLM' || size(self.adapters) == 0",
+            "message": "engine Swift serves one adapter only: set spec.engine to vLLM, or give each adapter an endpoint of its own",
+            "fieldPath": ".adapters",
+        },
+        {
+            "rule": "self.adapters.all(a, a.name != self.servedName)",
+            "message": "spec.servedName is the name of spec.candidate: give the adapter another name, or propose it as spec.candidate",
+            "fieldPath": ".adapters",
+        },
+    )
     model: ModelSpec = Field(description="The base model; adapters trained on another one are refused.")
     storage: Storage = Field(description="Where adapters are read from and evaluations are written to.")
     engine: Engine = "vLLM"
@@ -53,9 +80,28 @@ class ModelEndpointSpec(Model):
         "strategy.watchSeconds. False: wait for you. A closed gate keeps traffic off in any case.",
     )
     candidate: Candidate | None = Field(default=None, description="Version proposed by a FineTuneJob or by hand.")
+    adapters: list[NamedCandidate] = Field(
+        default=[],
+        max_length=MAX_ADAPTERS,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="Adapters that the same pods serve beside that of candidate, under names of their own: proposed by FineTuneJobs with another "
+        "inference.servedName, or by hand. Remove one, and it is served no more.",
+    )
 
 
 Role = Literal["Current", "Candidate", "Previous", "Rejected", "Retired"]
+
+
+class ServedAdapter(Model):
+    """An adapter of a version that is there beside the one that the version was made for."""
+
+    name: str | None = Field(default=None, max_length=128, description="Model name in the OpenAI API; absent: the endpoint's own.")
+    job: str = Field(default="", description="FineTuneJob that made it.")
+    job_uid: str = Field(default="", description="UID of that job.")
+    adapter: AdapterRef = Field(description="The adapter.")
+    eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
+    gate: str | None = Field(default=None, max_length=64, description="Digest of the gate that the evaluation belongs to.")
+    evaluation: EvaluationResult | None = Field(default=None, description="What came of the gate.")
 
 
 class VersionStatus(Model):
@@ -67,7 +113,9 @@ class VersionStatus(Model):
     )
     job: str = Field(default="", description="FineTuneJob that made it.")
     job_uid: str = Field(default="", description="UID of that job.")
-    adapter: AdapterRef = Field(description="The adapter it serves.")
+    adapter: AdapterRef = Field(description="The adapter it serves; where it serves several, the one that it was made for.")
+    served_name: str | None = Field(default=None, max_length=128, description="Model name of that adapter in the OpenAI API; absent: the endpoint's own.")
+    others: list[ServedAdapter] | None = Field(default=None, max_length=16, description="Adapters that it serves beside, under other names.")
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
     model_bytes: int | None = Field(default=None, description="Bytes of the base model's weights.")
     merged: AdapterRef | None = Field(default=None, description="The adapter merged into its base, which it serves instead of both; with quantization Merged.")
@@ -100,11 +148,12 @@ class ModelEndpointStatus(Model):
     observed_generation: int = Field(default=0, description="Generation of the spec that this status was computed from.")
     url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
     served_name: str = Field(default="", description="Model name in the OpenAI API.")
+    served_names: list[str] = Field(default=[], max_length=16, description="Model names of all adapters that are served; the base model is 'base'.")
     ready_replicas: int = Field(default=0, description="Pods of the current version that have answered a request.")
     replicas: int = Field(default=0, description="Pods of the current version.")
     selector: str = Field(default="", description="Label selector of the endpoint's pods.")
     reason: str = Field(default="", description="Reason of the condition that matters now.")
-    versions: list[VersionStatus] = Field(default=[], max_length=20, description="Versions that have pods, and the last ones that had.")
+    versions: list[VersionStatus] = Field(default=[], max_length=40, description="Versions that have pods, and the last ones that had.")
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
@@ -120,7 +169,14 @@ class ModelEndpointStatus(Model):
 class ModelEndpoint(Model):
     """ModelEndpoint serves one adapter version after another under one stable name."""
 
-    model_config = rules(*NAME_RULES)
+    model_config = rules(
+        *NAME_RULES,
+        {
+            "rule": "self.spec.servedName != '' || self.spec.adapters.all(a, a.name != self.metadata.name)",
+            "message": "the endpoint's name is the name of spec.candidate: give the adapter another name, or propose it as spec.candidate",
+            "fieldPath": ".spec.adapters",
+        },
+    )
     spec: ModelEndpointSpec = Field(description="What is served and how.")
     status: ModelEndpointStatus = Field(default=ModelEndpointStatus(), description="Observed state.")
 

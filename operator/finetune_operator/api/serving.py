@@ -26,6 +26,20 @@ ServedName = Annotated[
 ]
 
 
+AdapterName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$",
+        description="Model name in the OpenAI API.",
+        json_schema_extra={
+            "x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]
+        },
+    ),
+]
+
+
 class ServingResources(Model):
     """What a serving pod gets."""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,7 @@ from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.base import parse_quantity
-from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, Reporting, ServeConfig
+from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, NamedAdapter, Reporting, ServeConfig
 
 from .meta import metadata
 
@@ -40,16 +41,21 @@ def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobCo
     )
 
 
-def serve_config(name: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings, merged: AdapterRef | None = None) -> ServeConfig:
-    """What a serving pod needs to know; `name` is the endpoint's, `merged` what is served instead of base and adapter."""
+def serve_config(name: str, spec: ModelEndpointSpec, adapters: Mapping[str, AdapterRef], settings: Settings, merged: AdapterRef | None = None) -> ServeConfig:
+    """What a serving pod needs to know; `name` is the endpoint's, `merged` what is served instead of base and adapter.
+
+    `adapters` by the names they are served under; empty: the endpoint's own.
+    """
+    first, *others = sorted(adapters)  # the endpoint's own, if it is there
     return ServeConfig(
         model=spec.model,
         storage=spec.storage.s3,
-        adapter=adapter,
+        adapter=adapters[first],
+        others=[NamedAdapter(name=other, adapter=adapters[other]) for other in others] or None,
         merged=merged if spec.quantization == "Merged" else None,
         engine=spec.engine,
         quantization=spec.quantization,
-        served_name=spec.served_name or name,
+        served_name=first or spec.served_name or name,
         max_length=spec.max_length,
         cache=spec.resources.cache_claim is not None,
         allow_cpu=settings.allow_cpu,

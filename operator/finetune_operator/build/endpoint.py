@@ -1,5 +1,6 @@
 """The ModelEndpoint that a FineTuneJob asks for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator import names
@@ -47,6 +48,12 @@ def endpoint(owner: Owner, spec: FineTuneJobSpec, inference: Inference, artifact
     return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": meta, "spec": body}
 
 
-def proposal(namespace: str, name: str, version: dict[str, Any]) -> dict[str, Any]:
-    """Only the candidate, for an endpoint that exists already."""
-    return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": {"name": name, "namespace": namespace}, "spec": {"candidate": version}}
+def proposal(namespace: str, name: str, version: dict[str, Any], served_name: str = "") -> dict[str, Any]:
+    """Only the candidate, for an endpoint that exists already. `served_name`: that of an adapter beside the endpoint's own."""
+    spec = {"adapters": [{"name": served_name, **version}]} if served_name else {"candidate": version}
+    return {"apiVersion": API_VERSION, "kind": "ModelEndpoint", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
+def proposed_name(body: Mapping[str, Any]) -> str:
+    """Name that a proposal is about; empty: the endpoint's own."""
+    return next((str(entry["name"]) for entry in body["spec"].get("adapters", ())), "")

@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api.meta import Owner
-from finetune_operator.api.modelendpoint import ModelEndpointSpec, VersionStatus
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, ServedAdapter, VersionStatus
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import SERVED_BASE, DriftConfig, EvaluateConfig, JobRef, Target, judge_key
 from finetune_runtime.contract.evaluation import Evaluation
@@ -27,21 +27,27 @@ def _labels(owner: Owner) -> dict[str, str]:
     return names.labels(owner.name, "evaluation", **{names.LABEL_ENDPOINT: owner.name, names.LABEL_STEP: names.EVALUATE})
 
 
-def evaluate_config(owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], version: VersionStatus, current: str) -> EvaluateConfig:
-    """What the pod needs to know. `current`: name of the version that has the traffic; empty: none."""
-    served = spec.served_name or owner.name
+def evaluate_config(
+    owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], adapter: ServedAdapter, version: VersionStatus, current: str
+) -> EvaluateConfig:
+    """What the pod needs to know. `adapter`: which one of the version is asked. `current`: name of the version that has the traffic and serves one under
+    the same name; empty: none.
+    """
+    served = adapter.name or spec.served_name or owner.name
+    # The one that a version is made for has its results in the version's directory, as always.
+    place = version.name if adapter.name == version.served_name else f"{version.name}-{names.digest(adapter.name or '')}"
     return EvaluateConfig(
         endpoint=JobRef(namespace=owner.namespace, name=owner.name, uid=owner.uid),
         version=version.name,
-        job=version.job,
+        job=adapter.job,
         gates=list(gates),
         candidate=Target(url=version_url(version.name, owner.namespace), model=served),
         base=None if spec.quantization == "Merged" else Target(url=version_url(version.name, owner.namespace), model=SERVED_BASE),
         current=Target(url=version_url(current, owner.namespace), model=served) if current else None,
         storage=spec.storage.s3,
-        uri=f"{spec.storage.s3.uri.rstrip('/')}/{owner.namespace}/{owner.name}/{owner.uid}/evaluations/{version.name}",
-        eval_loss=version.eval_loss,
-        drift=None if spec.quantization == "AsTrained" else DriftConfig(adapter=version.adapter, quantization=spec.quantization, engine=spec.engine),
+        uri=f"{spec.storage.s3.uri.rstrip('/')}/{owner.namespace}/{owner.name}/{owner.uid}/evaluations/{place}",
+        eval_loss=adapter.eval_loss,
+        drift=None if spec.quantization == "AsTrained" else DriftConfig(adapter=adapter.adapter, quantization=spec.quantization, engine=spec.engine),
         storage_timeout_seconds=spec.storage.timeout_seconds,
     )
 

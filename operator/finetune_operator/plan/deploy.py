@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from finetune_operator.api.finetunejob import Inference
 from finetune_operator.api.jobstatus import ArtifactStatus, EndpointStatus, FineTuneJobStatus
 from finetune_operator.api.meta import Status
-from finetune_operator.api.modelendpoint import VersionStatus
+from finetune_operator.api.modelendpoint import MAX_ADAPTERS, VersionStatus
 from finetune_operator.build.endpoint import candidate, endpoint, endpoint_name, proposal
 from finetune_operator.build.serving import url
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import EvaluationResult
 
+from .adapters import of_job, proposals
 from .gate import loss_fault
 from .types import Body, EndpointView, JobState
 
@@ -75,7 +76,9 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
     name, owner, gated = endpoint_name(seen.owner, inference), seen.owner, seen.spec.evaluation is not None
     told = seen.endpoint.status.url if seen.endpoint else ""
     proposed = bool(status.endpoint and status.endpoint.proposed)
-    shown = EndpointStatus(name=name, url=told or url(name, owner.namespace), proposed=proposed or None)
+    own = ("", (seen.endpoint.spec.served_name if seen.endpoint else "") or name)
+    served_name = inference.served_name if seen.endpoint and inference.served_name not in own else ""
+    shown = EndpointStatus(name=name, url=told or url(name, owner.namespace), served_name=served_name or None, proposed=proposed or None)
     taking_up = Stated("Unknown", Reason.WAITING_FOR_ENDPOINT, f"ModelEndpoint {name} is taking up this version")
     under_way = Deploy(taking_up if gated else None, taking_up, status.evaluation, endpoint=shown)
     told_now = shown.model_copy(update={"proposed": True})
@@ -87,23 +90,49 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
     if seen.endpoint.owner_uid not in ("", owner.uid):
         message = f"ModelEndpoint {name} belongs to another object and is deleted with it: name another endpoint in a new job"
         return replace(under_way, deployed=Stated("False", Reason.NAME_CONFLICT, message))
-    standing = seen.endpoint.spec.candidate
-    mine = min((v for v in seen.endpoint.status.versions if v.job_uid == owner.uid), key=lambda v: _ROLES.index(v.role), default=None)
+    found = proposals(seen.endpoint.spec)
+    standing = next((known for known in found.values() if known.job_uid == owner.uid), found.get(served_name))
+    mine = min(of_job(seen.endpoint.status.versions, owner.uid), key=lambda v: _ROLES.index(v.role), default=None)
     if standing and standing.job_uid == owner.uid:
         shown = told_now
+        if mine and mine.role == "Retired" and not mine.trusted:  # it had to stand back, and its turn will come
+            mine = None
     elif not (proposed or mine):
-        if seen.endpoint.spec.model.source != seen.spec.model.source:
-            message = (
-                f"ModelEndpoint {name} serves base model {seen.endpoint.spec.model.source}, but this adapter belongs to {seen.spec.model.source}: "
-                "name another endpoint in a new job, or change the endpoint's spec.model"
-            )
+        if message := _refusal(seen, seen.endpoint, name, served_name):
             return replace(under_way, deployed=Stated("False", Reason.WAITING_FOR_ENDPOINT, message))
-        return replace(under_way, endpoint=told_now, propose=(proposal(owner.namespace, name, candidate(owner, seen.spec, artifact, status.model)),))
+        version = candidate(owner, seen.spec, artifact, status.model)
+        return replace(under_way, endpoint=told_now, propose=(proposal(owner.namespace, name, version, served_name),))
     elif mine is None:
         return replace(under_way, deployed=_superseded(name, standing.job if standing else ""))
     if mine and mine.role != "Candidate":  # its way there is the endpoint's story, and no news of the job
         shown = shown.model_copy(update={"version": mine.name})
     return _told(_decided(replace(under_way, endpoint=shown), seen.endpoint, mine, name, standing.job if standing else ""))
+
+
+def _refusal(seen: JobState, endpoint: EndpointView, name: str, served_name: str) -> str:
+    """Why an endpoint cannot serve this adapter, with the cure; empty: it can."""
+    spec = endpoint.spec
+    if spec.model.source != seen.spec.model.source:
+        return (
+            f"ModelEndpoint {name} serves base model {spec.model.source}, but this adapter belongs to {seen.spec.model.source}: "
+            "name another endpoint in a new job, or change the endpoint's spec.model"
+        )
+    if served_name and spec.engine != "vLLM":
+        return (
+            f"ModelEndpoint {name} serves {spec.served_name or name}, and engine {spec.engine} serves one adapter only, so not {served_name} beside it: "
+            "set its spec.engine to vLLM, or name another endpoint in a new job"
+        )
+    if served_name and spec.quantization == "Merged":
+        return (
+            f"ModelEndpoint {name} serves merged weights, which are one model, so not {served_name} beside it: "
+            "set its spec.quantization to AsTrained or None, or name another endpoint in a new job"
+        )
+    if served_name and len(spec.adapters) >= MAX_ADAPTERS and served_name not in proposals(spec):
+        return (
+            f"ModelEndpoint {name} has {MAX_ADAPTERS} names beside its own already, so {served_name} has no room: "
+            "remove one from its spec.adapters, or name another endpoint in a new job"
+        )
+    return ""
 
 
 def _told(state: Deploy) -> Deploy:
@@ -126,7 +155,8 @@ def _decided(under_way: Deploy, endpoint: EndpointView, mine: VersionStatus | No
         evaluated = Stated("True", Reason.GATE_OPEN, text) if result.passed else Stated("False", Reason.GATE_CLOSED, "; ".join(result.reasons))
     state = replace(under_way, evaluated=evaluated, evaluation=result or under_way.evaluation)
     if mine and mine.trusted and mine.role != "Rejected":
-        serves = f"ModelEndpoint {name} serves this adapter at {under_way.endpoint.url if under_way.endpoint else ''}"
+        at, called = (under_way.endpoint.url, under_way.endpoint.served_name) if under_way.endpoint else ("", None)
+        serves = f"ModelEndpoint {name} serves this adapter at {at}{f' as {called}' if called else ''}"
         # Evaluated stays as it is where somebody let the version through by naming it.
         passed = state.evaluated if state.evaluated and state.evaluated.status == "True" else state.evaluated and Stated("True", Reason.PINNED, _LET_THROUGH)
         return replace(state, evaluated=passed, deployed=Stated("True", Reason.DEPLOYED, serves))

@@ -10,13 +10,15 @@ from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
 from . import canary
+from .adapters import proposals, public, refs, served
+from .choice import brought, target
 from .faults import Fault
 from .gate import Gate
 from .merge import Stand, is_missing, merge_body
 from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
-from .versions import Target, Versions, target, version_name
+from .versions import Target, Versions, version_of
 
 
 def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -> int:
@@ -33,8 +35,8 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
 
 
 def _can_be_made(seen: EndpointState, version: VersionStatus, settings: Settings) -> bool:
-    """Whether today's spec makes the same version of its adapter, and all that it is made of is there."""
-    return not is_missing(seen.spec, version) and version_name(seen.owner.name, seen.spec, version.adapter, settings) == version.name
+    """Whether today's spec makes the same version of its adapters, and all that it is made of is there."""
+    return not is_missing(seen.spec, version) and version_of(seen.owner.name, seen.spec, refs(served(version)), settings) == version.name
 
 
 def _write_off(rollout: Rollout, settings: Settings) -> None:
@@ -46,7 +48,7 @@ def _write_off(rollout: Rollout, settings: Settings) -> None:
 
 def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
     owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.name
-    config = build_config.serve_config(owner.name, spec, version.adapter, settings, version.merged)
+    config = build_config.serve_config(owner.name, spec, refs(served(version)), settings, version.merged)
     return (  # the Deployment first, as it goes last: what is left of a version is found by it
         serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
         build_config.config_map(owner, name, serving.version_labels(owner, name), config),
@@ -66,7 +68,7 @@ def _given_up(rollout: Rollout) -> list[str]:
     return [v.name for v in rollout.seen.status.versions if v.name in past and v.role not in ("Rejected", "Retired")]
 
 
-def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
+def _evaluation(rollout: Rollout, settings: Settings) -> Plan:
     """Objects of the merge or the evaluation that is under way; those of others go."""
     seen, verdict, owner = rollout.seen, rollout.verdict, rollout.seen.owner
     candidate = next(iter(rollout.versions.having("Candidate")), None)
@@ -74,11 +76,12 @@ def _evaluation(rollout: Rollout, wanted: Target | None, settings: Settings) -> 
     if candidate and rollout.merge and rollout.merge.stand in (Stand.START, Stand.WAIT):
         awaited = names.merge_job(owner.name, candidate.name)
         plan = Plan(create=(merge_body(seen, candidate, settings),) if rollout.merge.stand is Stand.START else ())
-    elif candidate and wanted and verdict and verdict.gate in (Gate.ASK, Gate.WAIT):
-        awaited = names.evaluation_job(owner.name, candidate.name, wanted.gate)
-        current = rollout.versions.current
-        config = build_evaluation.evaluate_config(owner, seen.spec, wanted.gates, candidate, current.name if current else "")
-        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.name, wanted.gates),) if verdict.gate is Gate.ASK else ()
+    elif candidate and verdict and verdict.question and verdict.gate in (Gate.ASK, Gate.WAIT):
+        question, current = verdict.question, rollout.versions.current
+        awaited = names.evaluation_job(owner.name, candidate.name, question.gate)
+        beside = current.name if current and question.served in served(current) else ""
+        config = build_evaluation.evaluate_config(owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside)
+        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.name, question.gates),) if verdict.gate is Gate.ASK else ()
         plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.name, config),), create=create)
     over = [j for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
     if over:  # one at a time: questions of two gates at once would slow each other down
@@ -109,7 +112,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
     delete = [*canary.leftovers(seen), *(ref for d in over for ref in _all_of(d.name, d.uid))]
     delete += [ref for name in _given_up(rollout) if name not in {d.name for d in over} for ref in _all_of(name)]
-    asked = _evaluation(rollout, wanted, settings)
+    asked = _evaluation(rollout, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
         requeue_after=max(0.0, min(rollout.due)) if rollout.due else None,
@@ -150,15 +153,17 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     """Plan for a ModelEndpoint at `now` (seconds)."""
     owner, spec, status = seen.owner, seen.spec, seen.status
     conditions = Conditions(status.conditions, owner.generation, clock.text(now))
-    rollout = Rollout(seen, Versions(status.versions, clock.text(now)), now)
+    rollout = Rollout(seen, Versions(status.versions, clock.text(now), proposals(spec)), now)
     if seen.conflicts:
         message = f"{', '.join(seen.conflicts)} exists and belongs to somebody else: delete or rename it, or give the endpoint another name"
         conditions.set(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
         conditions.set(ConditionType.PROGRESSING, "False", Reason.NAME_CONFLICT, message)
         plan = Plan(requeue_after=30)
     else:
-        wanted = target(owner.name, spec, rollout.versions, {d.name for d in seen.deployments if rollout.deployment(d.name)}, settings)
-        watch(rollout, wanted.asked if wanted else "")
+        alive = {d.name for d in seen.deployments if rollout.deployment(d.name)}
+        wanted = target(owner.name, spec, rollout.versions, alive, settings)
+        if watch(rollout, brought(spec, rollout.versions.current, wanted)):
+            wanted = target(owner.name, spec, rollout.versions, alive, settings)
         if wanted:
             roll(rollout, wanted)
         else:
@@ -183,6 +188,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         "observed_generation": owner.generation,
         "url": serving.url(owner.name, owner.namespace),
         "served_name": spec.served_name or owner.name,
+        "served_names": public(served(current), spec.served_name or owner.name) if current else [],
         "ready_replicas": view.ready if view else 0,
         "replicas": view.replicas if view else 0,
         "selector": serving.selector(owner.name, current.name) if current else "",

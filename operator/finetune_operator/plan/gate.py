@@ -1,7 +1,8 @@
 """The gate between a version that answers and the traffic: where the evaluation of a candidate stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Any
 
 from finetune_operator import clock, names
 from finetune_operator.api.modelendpoint import VersionStatus
@@ -9,9 +10,12 @@ from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 
+from .adapters import served
 from .faults import result, waiting
 from .step import RESULT_PATIENCE
-from .versions import Target
+from .versions import Question, Target
+
+OWN = "the adapter under the endpoint's own name"
 
 
 class Gate(Enum):
@@ -22,6 +26,7 @@ class Gate(Enum):
     ASK = auto()  # the evaluation has to be started
     WAIT = auto()  # it is under way
     AGAIN = auto()  # its result is lost: the Job has to go, then it is started again
+    NEXT = auto()  # passed so far: another adapter is asked next
     FAILED = auto()  # it could not be made
 
 
@@ -33,6 +38,7 @@ class Verdict:
     reason: str = ""
     message: str = ""
     result: EvaluationResult | None = None
+    question: Question | None = None  # whose result it is; None: that of the adapter that the version is made for
 
 
 def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
@@ -49,20 +55,51 @@ def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
 
 def recorded(target: Target, record: VersionStatus) -> Verdict | None:
     """What is known without asking anything; None when the version has to be asked."""
-    if fault := loss_fault(target.gates, target.candidate.eval_loss):
-        told = EvaluationResult(passed=False, reasons=[fault])
-        return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, fault, told)
-    if not target.asks:
-        return Verdict(Gate.OPEN, result=EvaluationResult(passed=True) if target.gates else None)
-    if record.evaluation and record.gate == target.gate:
-        return _verdict(record.evaluation)
-    return None
+    for question in target.questions:
+        if fault := loss_fault(question.gates, question.eval_loss):
+            told = EvaluationResult(passed=False, reasons=[fault])
+            return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, named(fault, question, target), told, question)
+    for question in target.questions:
+        if question.asks and (found := _known(question, record)) and not found.passed:
+            return replace(_verdict(found), message=named(_reasons(found), question, target), question=question)
+    if unanswered(target, record):
+        return None
+    own = next((question for question in target.questions if question.served == target.served and question.gates), None)
+    result = (_known(own, record) if own.asks else EvaluationResult(passed=True)) if own else None
+    return Verdict(Gate.OPEN, Reason.GATE_OPEN, "", result, own)
+
+
+def unanswered(target: Target, record: VersionStatus) -> list[Question]:
+    """Questions of which no result is known, in the order in which they are asked."""
+    return [question for question in target.questions if question.asks and not _known(question, record)]
+
+
+def noted(question: Question, record: VersionStatus, found: EvaluationResult | None) -> dict[str, Any]:
+    """Fields of a version's record that hold a result; those of another adapter than the one that it was made for are with that one."""
+    fields = {"evaluation": found, "gate": question.gate if found else None}
+    if question.served == (record.served_name or ""):
+        return fields
+    return {"others": [o.model_copy(update=fields) if (o.name or "") == question.served else o for o in record.others or ()]}
+
+
+def _known(question: Question, record: VersionStatus) -> EvaluationResult | None:
+    found = served(record).get(question.served)
+    return found.evaluation if found and found.gate == question.gate else None
+
+
+def named(message: str, question: Question, target: Target) -> str:
+    """A fault with the name that it is about, unless that is the one that the version is made for."""
+    return message if question.served == target.served else f"{question.served or OWN}: {message}"
+
+
+def _reasons(found: EvaluationResult) -> str:
+    return "; ".join(found.reasons) or "the gate is closed"
 
 
 def _verdict(found: EvaluationResult) -> Verdict:
     if found.passed:
         return Verdict(Gate.OPEN, Reason.GATE_OPEN, "", found)
-    return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, "; ".join(found.reasons) or "the gate is closed", found)
+    return Verdict(Gate.CLOSED, Reason.GATE_CLOSED, _reasons(found), found)
 
 
 def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Verdict:

@@ -5,7 +5,7 @@ made up for by the next one.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_operator import clock, names
@@ -16,7 +16,7 @@ from finetune_runtime.contract.evaluation import fault as fault_of
 
 from . import canary
 from .faults import Fault, failure, waiting
-from .gate import Gate, Verdict, evaluation, recorded
+from .gate import Gate, Verdict, evaluation, named, noted, recorded, unanswered
 from .merge import Merge, Stand, is_missing, merge
 from .types import EndpointState
 from .versions import Target, Versions
@@ -72,8 +72,8 @@ def roll(rollout: Rollout, target: Target) -> None:
     if known and known.role == "Current":
         rollout.progress = Fault(Reason.UP_TO_DATE, f"version {known.name} has the traffic")
         return
-    if known and known.role == "Rejected" and known.asked == target.asked:
-        rollout.progress = Fault(known.reason or Reason.CRASH_LOOP, known.message or "")
+    if failed := target.given_up:
+        rollout.progress = Fault(failed.reason or Reason.CRASH_LOOP, failed.message or "")
         return
     if bad := next((text for gate in target.gates if (text := fault_of(gate))), ""):
         rollout.progress = Fault(Reason.INVALID_SPEC, f"the gate of version {target.name} cannot be read: {bad}")
@@ -106,9 +106,11 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
         else:
             _starting(rollout, candidate, target)
         return
-    verdict = rollout.verdict = verdict or _ask(rollout, candidate, target)
+    if verdict is None:
+        candidate, verdict = _ask(rollout, candidate, target)
+    rollout.verdict = verdict
     if verdict.gate is Gate.OPEN:
-        passed: dict[str, Any] = {"evaluation": verdict.result, "gate": target.gate} if verdict.result else {}
+        passed = noted(verdict.question, candidate, verdict.result) if verdict.result and verdict.question else {}
         if canary.advance(rollout, candidate, **passed):
             _switch(rollout, candidate, passed)
     elif verdict.gate in (Gate.CLOSED, Gate.FAILED):
@@ -117,15 +119,15 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
         rollout.wait(Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}"))
 
 
-def watch(rollout: Rollout, asked: str) -> None:
-    """Take the traffic back from a version whose pods crash soon after it got it. `asked`: digest of the wish that brought it there."""
+def watch(rollout: Rollout, asked: str) -> bool:
+    """Take the traffic back from a version whose pods crash soon after it got it; tells whether. `asked`: digest of the wish that brought it there."""
     versions, spec = rollout.versions, rollout.seen.spec
     current, previous = versions.current, versions.having("Previous")
     if current is None or not previous or not spec.auto_rollback:
-        return
+        return False
     left = spec.strategy.watch_seconds - rollout.age(current)
     if left <= 0:
-        return
+        return False
     rollout.due.append(left)
     pods, there, view = rollout.pods(current.name), rollout.deployment(current.name), rollout.deployment(previous[0].name)
     can_answer = bool(view and view.ready)
@@ -133,10 +135,11 @@ def watch(rollout: Rollout, asked: str) -> None:
     if crash is None and can_answer and there and not there.ready:
         crash = _crashed(pods)  # nobody is answered while the kubelet tries again, and the old pods are still there
     if crash is None or (spec.strategy.type != "Recreate" and not can_answer):
-        return
+        return False
     message = f"version {current.name} got the traffic and crashed, version {previous[0].name} has it again: {crash.message}"
     versions.move(current, "Rejected", crash.reason, message, served=True, asked=asked)
     versions.move(previous[0], "Current", served=True)
+    return True
 
 
 def retire(rollout: Rollout) -> None:
@@ -168,13 +171,8 @@ def drop_candidates(versions: Versions, keep: str = "") -> None:
 
 
 def _candidate(versions: Versions, target: Target, known: VersionStatus | None) -> VersionStatus:
-    """The target's record. A job that proposes the same adapter anew takes it over."""
-    wanted = target.candidate
-    about = {
-        "job": wanted.job, "job_uid": wanted.job_uid, "adapter": wanted.adapter, "eval_loss": wanted.eval_loss,
-        "model_bytes": wanted.model_bytes if wanted.model_bytes is not None else known.model_bytes if known else None,
-    }  # fmt: skip
-    record = (known or VersionStatus(name=target.name, role="Candidate", adapter=wanted.adapter)).model_copy(update=about)
+    """The target's record."""
+    record = target.record(known, versions.current)
     if record.role in ("Rejected", "Retired"):
         record = record.model_copy(update={"merged": None})  # a look whether it is still in storage takes seconds
     return versions.put(record) if record.role == "Candidate" else versions.move(record, "Candidate")
@@ -258,10 +256,19 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
         rollout.due.append(left)
 
 
-def _ask(rollout: Rollout, candidate: VersionStatus, target: Target) -> Verdict:
-    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, target.gate)
+def _ask(rollout: Rollout, candidate: VersionStatus, target: Target) -> tuple[VersionStatus, Verdict]:
+    """The first question without an answer, one at a time. What has passed is noted, and the next one is asked in the next round."""
+    question = unanswered(target, candidate)[0]
+    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, question.gate)
     job = next((j for j in rollout.seen.jobs if j.name == name and j.owner_uid == rollout.seen.owner.uid), None)
-    return evaluation(job, rollout.seen.pods, rollout.now)
+    found = evaluation(job, rollout.seen.pods, rollout.now)
+    verdict = replace(found, message=named(found.message, question, target) if found.message else "", question=question)
+    if verdict.gate is not Gate.OPEN:
+        return candidate, verdict
+    candidate = rollout.versions.put(candidate.model_copy(update=noted(question, candidate, verdict.result)))
+    if unanswered(target, candidate):
+        return candidate, Verdict(Gate.NEXT, Reason.EVALUATING, "the next one of its adapters is asked")
+    return candidate, recorded(target, candidate) or verdict
 
 
 def _reject(rollout: Rollout, candidate: VersionStatus, target: Target, fault: Fault, **fields: Any) -> None:
@@ -271,7 +278,7 @@ def _reject(rollout: Rollout, candidate: VersionStatus, target: Target, fault: F
 
 def _close(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict) -> None:
     fault = Fault(verdict.reason, f"version {candidate.name} gets no traffic: {verdict.message}")
-    _reject(rollout, candidate, target, fault, evaluation=verdict.result, gate=target.gate if verdict.result else None)
+    _reject(rollout, candidate, target, fault, **(noted(verdict.question, candidate, verdict.result) if verdict.question else {}))
 
 
 def _switch(rollout: Rollout, candidate: VersionStatus, passed: dict[str, Any]) -> None:

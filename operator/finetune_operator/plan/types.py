@@ -72,7 +72,7 @@ class Plan:
 
     create: tuple[Body, ...] = ()  # made when missing, never changed afterwards
     apply: tuple[Body, ...] = ()  # server-side apply, ours alone
-    propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own
+    propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own, by its own manager
     patch: tuple[tuple[Ref, Body], ...] = ()
     delete: tuple[Ref, ...] = ()
     look: bool = False  # decide again with Jobs and pods as they are now, before anything of this is done

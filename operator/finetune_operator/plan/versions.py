@@ -1,7 +1,7 @@
 """Versions of an endpoint: what makes one, which one is wanted, and the record of those that there are."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,50 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import AdapterRef
 from finetune_runtime.contract.evaluation import Evaluation
 
+from .adapters import Proposals, Served, as_served, with_known
+
 HISTORY = 5  # versions without pods that stay in the status, so that spec.version can bring them back
 # What may change without making a new version of the same adapter.
-_NOT_CONTENT = ("replicas", "strategy", "gate", "version", "keepPrevious", "autoRollback", "candidate")
+_NOT_CONTENT = ("replicas", "strategy", "gate", "version", "keepPrevious", "autoRollback", "candidate", "adapters")
 # What is forgotten with a role.
 _OF_A_ROLE: dict[str, Any] = {"asked": None, "weight": None, "step": None, "step_since": None}
 _WITH_PODS = ("Current", "Candidate", "Previous")
 
 
-def version_name(endpoint: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings) -> str:
-    """Name of the version that this spec makes of an adapter."""
+def version_of(endpoint: str, spec: ModelEndpointSpec, adapters: Mapping[str, AdapterRef], settings: Settings) -> str:
+    """Name of the version that this spec makes of adapters, by the names that they are served under (empty: the endpoint's own)."""
     content = {key: value for key, value in spec.dump().items() if key not in _NOT_CONTENT}
-    content["adapter"] = adapter.dump()
+    if set(adapters) == {""}:
+        content["adapter"] = adapters[""].dump()
+    else:
+        content["adapters"] = {name: adapter.dump() for name, adapter in adapters.items()}
     content["image"] = settings.inference_image if spec.engine == "vLLM" else settings.trainer_image
     return names.endpoint_version(endpoint, json.dumps(content, sort_keys=True))
+
+
+def version_name(endpoint: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings) -> str:
+    """Name of the version that this spec makes of an adapter alone."""
+    return version_of(endpoint, spec, {"": adapter}, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one adapter of a version has to pass."""
+
+    served: str  # its name; empty: the endpoint's own
+    job: str
+    eval_loss: str | None
+    gates: tuple[Evaluation, ...]
+
+    @property
+    def gate(self) -> str:
+        """Digest of all that it has to pass; empty when there is nothing."""
+        return names.digest(self.served + "".join(g.model_dump_json() for g in self.gates)) if self.gates else ""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a gate asks it anything."""
+        return any(gate.asks for gate in self.gates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +62,49 @@ class Target:
     """The version that is wanted."""
 
     name: str
-    candidate: Candidate
-    gates: tuple[Evaluation, ...]
+    candidate: Candidate  # the adapter that it is made for
     asked: str  # digest of the wish: a version that was given up is tried again only when it changes
+    served: str = ""  # its name; empty: the endpoint's own
+    adapters: Served | None = None  # all of them; None: that one alone, under the endpoint's own name
+    questions: tuple[Question, ...] = ()  # of adapters that change: the others are as they were
+    given_up: VersionStatus | None = None  # this very wish has failed already
 
     @property
-    def gate(self) -> str:
-        """Digest of all that the version has to pass; empty when there is nothing."""
-        return names.digest("".join(g.model_dump_json() for g in self.gates)) if self.gates else ""
+    def gates(self) -> tuple[Evaluation, ...]:
+        """All gates of it."""
+        return tuple(gate for question in self.questions for gate in question.gates)
 
     @property
     def asks(self) -> bool:
         """Whether a gate asks the served version anything."""
-        return any(gate.asks for gate in self.gates)
+        return any(question.asks for question in self.questions)
+
+    @property
+    def all(self) -> Served:
+        """All adapters by name."""
+        return self.adapters or {self.served: as_served(self.served, self.candidate)}
+
+    def record(self, known: VersionStatus | None, current: VersionStatus | None) -> VersionStatus:
+        """Its record: a job that proposes the same adapter anew takes it over. What came of a gate is known of the same version, and of adapters that
+        are as they were also of the one with the traffic.
+        """
+        new, old = ({n: a for n, a in self.all.items() if (n in {q.served for q in self.questions}) is asked} for asked in (True, False))
+        adapters = with_known(new, known) | with_known(old, known, current)
+        main, size = adapters.pop(self.served), self.candidate.model_bytes
+        about = {
+            **{field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss", "gate", "evaluation")},
+            "served_name": self.served or None, "others": [adapters[name] for name in sorted(adapters)] or None,
+            "model_bytes": size if size is not None else known.model_bytes if known else None,
+        }  # fmt: skip
+        return (known or VersionStatus(name=self.name, role="Candidate", adapter=main.adapter)).model_copy(update=about)
 
 
 class Versions:
     """The record of an endpoint's versions under construction."""
 
-    def __init__(self, known: list[VersionStatus], now: str) -> None:
-        self._known, self._now = {v.name: v for v in known}, now
+    def __init__(self, known: list[VersionStatus], now: str, proposed: Proposals | None = None) -> None:
+        """`proposed` is what the spec wants served: that it was given up is not forgotten."""
+        self._known, self._now, self._proposed = {v.name: v for v in known}, now, proposed or {}
 
     def find(self, name: str) -> VersionStatus | None:
         """A version by its name."""
@@ -88,35 +141,16 @@ class Versions:
         return self.put(version.model_copy(update={**_OF_A_ROLE, **fields, "role": role, "reason": reason, "message": message and message[:2048]}))
 
     def all(self) -> list[VersionStatus]:
-        """Current, Candidate, the Previous ones, then the last ones without pods."""
-        past = self.having("Rejected", "Retired")[:HISTORY]
-        return [*self.having("Current"), *self.having("Candidate"), *self.having("Previous"), *past]
+        """Current, Candidate, the Previous ones, then the last ones without pods and those that are proposed still and were given up."""
+        past = self.having("Rejected", "Retired")
+        kept = [*past[:HISTORY], *(v for v in past[HISTORY:] if v.role == "Rejected" and self._stands(v))]
+        return [*self.having("Current"), *self.having("Candidate"), *self.having("Previous"), *kept]
+
+    def _stands(self, version: VersionStatus) -> bool:
+        proposed = self._proposed.get(version.served_name or "")
+        return proposed is not None and proposed.adapter == version.adapter
 
 
-def gates(spec: ModelEndpointSpec, candidate: Candidate) -> tuple[Evaluation, ...]:
+def gates(spec: ModelEndpointSpec, candidate: Candidate | None) -> tuple[Evaluation, ...]:
     """What a version must pass: the endpoint's gate and that of the job that made it."""
-    return tuple(gate for gate in (spec.gate, candidate.evaluation) if gate)
-
-
-def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Collection[str], settings: Settings) -> Target | None:
-    """The version that spec.version names, else the one that spec.candidate makes; None when there is none. `alive`: versions with a Deployment.
-
-    A version that has had the traffic gets it back without passing the gate again: whoever names it has decided. One that never had it can
-    only be named while it is the candidate, or its job's gate would be forgotten.
-    """
-    proposed = spec.candidate
-    own = version_name(endpoint, spec, proposed.adapter, settings) if proposed else ""
-    known = versions.named(spec.version) if spec.version else None
-    if proposed and (spec.version in (None, own) or (spec.version == proposed.job and (known is None or known.adapter == proposed.adapter))):
-        return _wish(spec, own, proposed, gates(spec, proposed))
-    if known is None or not known.trusted:
-        return None
-    # One with pods is taken as it is, also when it was made by an older spec; one without is made anew, by today's.
-    name = known.name if known.name in alive else version_name(endpoint, spec, known.adapter, settings)
-    about = {field: getattr(known, field) for field in ("job", "job_uid", "adapter", "eval_loss", "model_bytes")}
-    return _wish(spec, name, Candidate(**about), ())
-
-
-def _wish(spec: ModelEndpointSpec, name: str, candidate: Candidate, found: tuple[Evaluation, ...]) -> Target:
-    wish = "".join((spec.version or "", *(g.model_dump_json() for g in found)))
-    return Target(name, candidate, found, names.digest(wish))
+    return tuple(gate for gate in (spec.gate, candidate.evaluation if candidate else None) if gate)

@@ -57,7 +57,7 @@ def test_the_init_container_fills_the_cache_and_the_engine_only_reads_it() -> No
     assert mounts["fetch"]["/sources/pvc/base"] is True
     seen = endpoint_state(spec={"candidate": candidate("a"), "resources": {"cacheClaim": "models"}})
     assert seen.spec.candidate
-    assert build_config.serve_config("support", seen.spec, seen.spec.candidate.adapter, SETTINGS).cache is True
+    assert build_config.serve_config("support", seen.spec, {"": seen.spec.candidate.adapter}, SETTINGS).cache is True
 
 
 def test_a_drain_takes_one_pod_of_the_version_with_the_traffic_at_a_time() -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
+from finetune_operator.build.endpoint import proposal, proposed_name
+from finetune_operator.names import candidate_manager
 from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import EndpointView
 
@@ -118,3 +120,81 @@ class TestGate:
         plan = settle(state(spec={"evaluation": {"prompts": [{"name": "n", "prompt": "?", "expect": {"jsonSchema": "{"}}]}, "inference": {}}))
         assert (plan.status["phase"], plan.status["reason"], plan.create) == ("Failed", "InvalidConfig", ())
         assert "spec.evaluation.prompts[n].expect.jsonSchema is not JSON" in plan.status["message"]
+
+
+MINE = {"name": "rooms", "job": "support", "jobUid": "uid-1", "adapter": ADAPTER}
+OTHERS = [{**MINE, "name": f"name-{number}", "jobUid": f"{number}"} for number in range(15)]
+
+
+class TestNames:
+    """Jobs whose adapters are served beside others, under names of their own."""
+
+    def seen(self, existing: EndpointView, status: dict[str, Any] | None = None, served_name: str = "rooms") -> Any:
+        inference = {"endpoint": "desk", "servedName": served_name}
+        return state(PREPARED_STEP, TRAINED_STEP, spec={"inference": inference}, endpoint=existing, status=status)
+
+    def view(self, *entries: dict[str, Any], versions: tuple[dict[str, Any], ...] = (), **spec: Any) -> EndpointView:
+        base = {"model": {"source": "s3://models/base"}, "storage": SPEC["storage"], "candidate": {"job": "first", "jobUid": "uid-first", "adapter": ADAPTER}}
+        status = ModelEndpointStatus.model_validate({"url": "http://desk/v1", "versions": versions})
+        return EndpointView(owner_uid="uid-1", spec=ModelEndpointSpec.model_validate({**base, "adapters": entries, **spec}), status=status)
+
+    def test_another_name_is_proposed_beside_the_endpoints_own(self) -> None:
+        plan = decide(self.seen(self.view()), SETTINGS, NOW)
+        assert [(list(b["spec"]), b["spec"]["adapters"][0]["name"], b["spec"]["adapters"][0]["job"]) for b in plan.propose] == [
+            (["adapters"], "rooms", "support")
+        ]
+        assert plan.status["endpoint"]["servedName"] == "rooms"
+
+    @pytest.mark.parametrize(("served_name", "spec"), [("", {}), ("desk", {}), ("help", {"servedName": "help"})], ids=["none", "its name", "what it is called"])
+    def test_the_endpoints_own_name_is_the_candidate(self, served_name: str, spec: dict[str, Any]) -> None:
+        plan = decide(self.seen(self.view(**spec), served_name=served_name), SETTINGS, NOW)
+        assert [list(b["spec"]) for b in plan.propose] == [["candidate"]]
+        assert "servedName" not in plan.status["endpoint"]
+
+    def test_each_name_has_a_field_manager_of_its_own(self) -> None:
+        managers = [candidate_manager(proposed_name(proposal("team", "desk", {}, name))) for name in ("", "rooms", "bills")]
+        assert (managers[0], len(set(managers))) == ("finetune-operator-candidate", 3)
+
+    REFUSED = (
+        ("Swift", (), {"engine": "Swift"}, "engine Swift serves one adapter only, so not rooms beside it: set its spec.engine to vLLM"),
+        ("Merged", (), {"quantization": "Merged"}, "serves merged weights, which are one model, so not rooms beside it: set its spec.quantization"),
+        ("full", tuple(OTHERS), {}, "has 15 names beside its own already, so rooms has no room: remove one from its spec.adapters"),
+        ("another base", (), {"model": {"source": "s3://models/other"}}, "serves base model s3://models/other"),
+    )
+
+    @pytest.mark.parametrize(("entries", "spec", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
+    def test_an_endpoint_that_cannot_serve_it_is_not_touched(self, entries: tuple[dict[str, Any], ...], spec: dict[str, Any], words: str) -> None:
+        plan = settle(self.seen(self.view(*entries, **spec)))
+        assert (plan.propose, plan.status["phase"], condition(plan, "Deployed")["status"]) == ((), "Deploying", "False")
+        assert words in plan.status["message"]
+
+    def test_a_full_endpoint_takes_another_adapter_under_a_name_that_it_has(self) -> None:
+        entries = [*OTHERS[1:], {**MINE, "jobUid": "uid-older"}]
+        assert len(decide(self.seen(self.view(*entries)), SETTINGS, NOW).propose) == 1
+
+    def test_the_job_succeeds_when_a_version_with_the_traffic_was_made_for_it(self) -> None:
+        record = {"name": "v", "servedName": "rooms", "job": "support", "jobUid": "uid-1", "adapter": ADAPTER, "role": "Current"}
+        plan = settle(self.seen(self.view(MINE, versions=(record,))))
+        assert (plan.status["phase"], condition(plan, "Deployed")["message"]) == (
+            "Succeeded", "ModelEndpoint desk serves this adapter at http://desk/v1 as rooms"
+        )  # fmt: skip
+
+    def test_or_when_one_that_was_made_for_another_name_has_it_on_board(self) -> None:
+        beside = {"name": "rooms", "job": "support", "jobUid": "uid-1", "adapter": ADAPTER}
+        newer = {"name": "w", "job": "next", "jobUid": "uid-next", "adapter": ADAPTER, "role": "Current", "others": [beside]}
+        assert settle(self.seen(self.view(MINE, versions=(newer,)))).status["phase"] == "Succeeded"
+        failed = {**newer, "role": "Rejected", "reason": "CrashLoop", "message": "it crashes"}
+        assert settle(self.seen(self.view(MINE, versions=(failed,)))).status["phase"] == "Deploying"
+
+    def test_it_waits_while_another_name_has_its_turn(self) -> None:
+        record = {"name": "v", "servedName": "rooms", "job": "support", "jobUid": "uid-1", "adapter": ADAPTER, "role": "Retired", "reason": "Superseded"}
+        told = settle(self.seen(self.view(MINE, versions=(record,))))
+        assert (told.status["phase"], told.status["reason"]) == ("Deploying", "WaitingForEndpoint")
+        assert settle(self.seen(self.view(MINE, versions=(record,), version="first"))).status["reason"] == "Pinned"
+
+    def test_it_is_overtaken_by_the_next_one_under_its_name_only(self) -> None:
+        proposed = settle(self.seen(self.view(MINE))).status
+        newer = {**MINE, "job": "next", "jobUid": "uid-next"}
+        plan = settle(self.seen(self.view(newer), proposed))
+        assert (plan.status["phase"], plan.status["reason"]) == ("Failed", "Superseded")
+        assert "by job next" in plan.status["message"]

@@ -6,6 +6,7 @@ import pytest
 
 from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build.evaluation import evaluate_config, evaluation_job
+from finetune_operator.plan.adapters import served
 from finetune_operator.plan.gate import loss_fault
 from finetune_operator.plan.versions import gates
 from finetune_runtime.contract.evaluation import Evaluation
@@ -198,7 +199,7 @@ def test_the_pod_is_told_whom_to_ask_and_where_to_leave_the_results() -> None:
     seen = endpoint_state(spec={"gate": GATE, "candidate": candidate("b"), "servedName": "desk"})
     assert seen.spec.candidate
     record = VersionStatus(name="support-new", role="Candidate", adapter=seen.spec.candidate.adapter)
-    config = evaluate_config(owner("ModelEndpoint"), seen.spec, gates(seen.spec, seen.spec.candidate), record, "support-old").dump()
+    config = evaluate_config(owner("ModelEndpoint"), seen.spec, gates(seen.spec, seen.spec.candidate), served(record)[""], record, "support-old").dump()
     assert config["candidate"] == {"url": "http://support-new.team.svc.cluster.local/v1", "model": "desk"}
     assert config["base"] == {"url": "http://support-new.team.svc.cluster.local/v1", "model": "base"}
     assert config["current"] == {"url": "http://support-old.team.svc.cluster.local/v1", "model": "desk"}

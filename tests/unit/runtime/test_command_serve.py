@@ -1,6 +1,7 @@
 """The engines' command lines: base as trained, prompt as trained, one adapter under its name."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import ServeConfig
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Gpu, Hardware
-from finetune_runtime.serve.command import check_served, environment, swift, vllm
+from finetune_runtime.serve.command import Adapter, check_served, check_together, environment, swift, vllm
 from finetune_runtime.serve.drain import Drain
 
 GPU = Hardware((Gpu("NVIDIA L4", 24 * 2**30),))
@@ -180,6 +181,70 @@ def test_what_could_only_answer_badly_is_refused_with_the_cure(fields: dict[str,
 )
 def test_what_the_engine_can_serve_is_accepted(fields: dict[str, Any], details: dict[str, Any]) -> None:
     check_served(config(**fields), manifest(**details))
+
+
+FILES = [{"path": "chat_template.jinja", "size": 1, "sha256": "c" * 64}]
+SECOND = {"name": "rooms", "adapter": {"uri": "s3://models/n/rooms/u/adapter", "manifestSha256": "b" * 64}}
+THIRD = {"name": "team/bills@2", "adapter": {"uri": "s3://models/n/bills/u/adapter", "manifestSha256": "d" * 64}}
+
+
+def several(**fields: Any) -> Manifest:
+    """An adapter that goes with others."""
+    details = {name: fields.pop(name) for name in [*fields] if name not in Manifest.model_fields}
+    return Manifest.model_validate(manifest(**details).model_dump() | {"files": FILES} | fields)
+
+
+def test_vllm_serves_several_adapters_each_under_its_name_with_room_for_the_largest() -> None:
+    ranks = {"rooms": 16, "team/bills@2": 100}
+    others = [Adapter(name, manifest(loraRank=rank), Path(f"/scratch/adapter-{place}")) for place, (name, rank) in enumerate(ranks.items(), 2)]
+    config_ = config(others=[SECOND, THIRD])
+    command = vllm(config_, manifest(loraRank=8), GPU, model=Path("/scratch/model"), adapter=Path("/scratch/adapter"), others=others)
+    assert " ".join(command[command.index("--max-loras") :][:4]) == "--max-loras 3 --max-lora-rank 128"
+    modules = [json.loads(word) for word in command[command.index("--lora-modules") + 1 :][:3]]
+    assert {module["name"]: module["path"] for module in modules} == {
+        "support": "/scratch/adapter", "rooms": "/scratch/adapter-2", "team/bills@2": "/scratch/adapter-3"
+    }  # fmt: skip
+    assert {module["base_model_name"] for module in modules} == {"base"}
+    assert command[command.index("--chat-template") + 1] == "/scratch/adapter/chat_template.jinja"
+
+
+@pytest.mark.parametrize(
+    ("fields", "second", "said", "case"),
+    [
+        ({"engine": "Swift"}, {}, "Engine Swift serves one adapter only, not 2: set spec.engine to vLLM", "the other engine"),
+        ({"quantization": "Merged"}, {}, "Merged weights are one model: set spec.quantization to AsTrained or None", "merged"),
+        ({}, {"base_revision": "v2"}, "one revision of the base model for all", "another revision of the base"),
+        ({}, {"quantization": None}, "one quantisation of the base model for all: s3://models/n/rooms/u/adapter was trained with none", "LoRA beside QLoRA"),
+        ({}, {"computeDtype": "float16"}, "one type to compute in for all", "another type"),
+        (
+            {},
+            {"files": [FILES[0] | {"sha256": "e" * 64}]},
+            "with chat_template.jinja of SHA-256 eeeeeeeeeeee, s3://models/n/j/u/adapter with",
+            "another system prompt",
+        ),
+        ({}, {"files": []}, "one chat template for all", "no template at all"),
+        ({}, {"reasons": True}, "one way to take reasoning out of answers for all", "one reasons, one does not"),
+    ],
+)
+def test_adapters_that_one_server_cannot_serve_as_trained_are_refused_by_name(fields: dict[str, Any], second: dict[str, Any], said: str, case: str) -> None:
+    with pytest.raises(StepError) as caught:
+        check_together(config(others=[SECOND], **fields), [several(), several(**second)])
+    assert said in caught.value.message, case
+    assert "an endpoint of its own" in caught.value.message, case
+    assert (caught.value.code, caught.value.reason) == (Exit.INVALID_CONFIG, Reason.INVALID_CONFIG), case
+
+
+@pytest.mark.parametrize(
+    ("fields", "second", "case"),
+    [
+        ({}, {"loraRank": 8}, "ranks may differ"),
+        ({}, {"quantization": NF4 | {"doubleQuant": False}}, "a difference of rounding only"),
+        ({"quantization": "None"}, {"quantization": None}, "on a 16-bit base all are alike"),
+        ({"engine": "Swift", "others": None}, None, "one alone"),
+    ],
+)
+def test_adapters_that_go_together_are_served(fields: dict[str, Any], second: dict[str, Any] | None, case: str) -> None:
+    check_together(config(**{"others": [SECOND], **fields}), [several(), *([several(**second)] if second is not None else [])])
 
 
 def test_the_engine_gets_no_secrets_and_no_telemetry() -> None:

@@ -86,6 +86,22 @@ def test_prompts_and_an_answer_are_asked_for_once_and_health_every_time(engine: 
     assert engine.asked[5:] == ["/health"]
 
 
+def test_every_adapter_has_to_answer_and_sees_its_own_prompts(engine: Engine, pod: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pod / "adapter-2").mkdir()
+    (pod / "adapter-2/parity.json").write_text(json.dumps({"samples": [SAMPLE]}))
+    (pod / "config.json").write_text('{"servedName": "support", "others": [{"name": "rooms"}]}')
+    assert ready.main() == 1
+    assert capsys.readouterr().out == "not ready: the engine serves base, support but not rooms\n"
+    engine.models, engine.asked, engine.bodies = ["base", "rooms", "support"], [], []
+    assert ready.main() == 0
+    assert engine.asked[2:] == ["/tokenize", "/tokenize", "/v1/chat/completions", "/tokenize", "/v1/chat/completions"]
+    assert [body["model"] for body in engine.bodies] == ["support", "support", "support", "rooms", "rooms"]
+    (pod / ".ready").unlink()
+    (pod / "adapter-2/parity.json").write_text(json.dumps({"samples": [SAMPLE | {"tokens": [7]}]}))
+    assert ready.main() == 1
+    assert not (pod / ".ready").exists()
+
+
 def test_another_prompt_is_not_ready_and_the_termination_message_tells_why(engine: Engine, pod: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine.tokens = [1, 9, 3]
     assert ready.main() == 1

@@ -87,6 +87,13 @@ class AdapterRef(Model):
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, in hexadecimal.")
 
 
+class NamedAdapter(Model):
+    """An adapter under the name that it is served by."""
+
+    name: str
+    adapter: AdapterRef
+
+
 class Target(Model):
     """A model behind an OpenAI-compatible API."""
 
@@ -144,7 +151,13 @@ class ServeConfig(Model):
     engine: Literal["vLLM", "Swift"]
     quantization: Literal["AsTrained", "None", "Merged"]
     served_name: str
+    others: list[NamedAdapter] | None = Field(default=None, description="Further adapters on the same base, under names of their own.")
     max_length: int
     cache: bool = Field(default=False, description="Keep the base model in the volume at CACHE_DIR, which the step fetch writes and the engine reads.")
     allow_cpu: bool = False
     cpu_threads: int = 1
+
+    @property
+    def adapters(self) -> list[NamedAdapter]:
+        """All adapters in their order."""
+        return [NamedAdapter(name=self.served_name, adapter=self.adapter), *(self.others or ())]

@@ -7,7 +7,8 @@ engine hears of it, and there is no base beside it.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,51 @@ def check_served(config: ServeConfig, manifest: Manifest) -> None:
         )
 
 
-def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:
-    """`vllm serve` with the base and the one adapter, or with both merged."""
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A fetched adapter and the name that it is served under."""
+
+    name: str
+    manifest: Manifest
+    directory: Path
+
+
+def check_together(config: ServeConfig, manifests: Sequence[Manifest]) -> None:
+    """Refuses adapters that one server cannot serve as they were trained. `manifests` in the order of config.adapters. Raises StepError InvalidConfig."""
+    first, *others = zip(config.adapters, manifests, strict=True)
+    if others and config.engine != "vLLM":
+        raise _invalid(f"Engine {config.engine} serves one adapter only, not {len(manifests)}: set spec.engine to vLLM, or give each an endpoint of its own.")
+    if others and config.quantization == "Merged":
+        raise _invalid("Merged weights are one model: set spec.quantization to AsTrained or None, or give each adapter an endpoint of its own.")
+    known = _shared(config, first[1])
+    for named, manifest in others:
+        for what, mine in _shared(config, manifest).items():
+            if mine != known[what]:
+                raise _invalid(
+                    f"{named.name} and {first[0].name} cannot be served by one server, which has one {what} for all: {named.adapter.uri} was trained with "
+                    f"{mine or 'none'}, {first[0].adapter.uri} with {known[what] or 'none'}. "
+                    f"Train one of them like the other, or give {named.name} an endpoint of its own."
+                )
+
+
+def _shared(config: ServeConfig, manifest: Manifest) -> dict[str, str]:
+    """What a server has once for all its adapters. The system prompt of a training is in its chat template."""
+    details, quantization = manifest.details, _quantization(config, manifest)
+    template = next((f"{CHAT_TEMPLATE_FILE} of SHA-256 {entry.sha256[:12]}" for entry in manifest.files if entry.path == CHAT_TEMPLATE_FILE), "")
+    return {
+        "revision of the base model": manifest.base_revision,
+        "quantisation of the base model": f"{quantization['bits']} bits {quantization['type']}" if quantization else "",
+        "type to compute in": str(details["computeDtype"]),
+        "chat template": template,
+        "way to take reasoning out of answers": f"reasoning by template {details['template']}" if details.get("reasons") else "",
+    }
+
+
+def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path, others: Sequence[Adapter] = ()) -> list[str]:
+    """`vllm serve` with the base and the adapters, or with one merged into it. They share what `check_together` demands, so `manifest` is that of any."""
     command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT)]
-    command += ["--served-model-name", config.served_name] if config.quantization == "Merged" else _lora(config, manifest, adapter)
+    adapters = [Adapter(config.served_name, manifest, adapter), *others]
+    command += ["--served-model-name", config.served_name] if config.quantization == "Merged" else _lora(adapters)
     # Text is text, as it was when the template was proven: left alone, vLLM guesses from the template's source how it takes contents.
     command += ["--chat-template", str(adapter / CHAT_TEMPLATE_FILE), "--chat-template-content-format", "string"]
     command += ["--max-model-len", str(config.max_length), "--dtype", _dtype(config, manifest, hardware)]
@@ -78,11 +120,11 @@ def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: 
     return command + ([*_VLLM_CPU, str(max(_VLLM_CPU_TOKENS, config.max_length))] if hardware.cpu_only else [])
 
 
-def _lora(config: ServeConfig, manifest: Manifest, adapter: Path) -> list[str]:
-    rank = int(manifest.details["loraRank"])
-    lora = json.dumps({"name": config.served_name, "path": str(adapter), "base_model_name": SERVED_BASE})
+def _lora(adapters: Sequence[Adapter]) -> list[str]:
+    rank = max(int(each.manifest.details["loraRank"]) for each in adapters)
+    lora = [json.dumps({"name": each.name, "path": str(each.directory), "base_model_name": SERVED_BASE}) for each in adapters]
     ranks = ["--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
-    return ["--served-model-name", SERVED_BASE, "--enable-lora", "--max-loras", "1", *ranks, "--lora-modules", lora]
+    return ["--served-model-name", SERVED_BASE, "--enable-lora", "--max-loras", str(len(adapters)), *ranks, "--lora-modules", *lora]
 
 
 def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:

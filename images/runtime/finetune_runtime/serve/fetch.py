@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
@@ -13,8 +12,8 @@ from finetune_runtime.contract.spec import ModelSpec
 from finetune_runtime.s3.store import Store
 from finetune_runtime.sources.model import Local, obtain_model
 
-from . import parity
-from .command import check_served
+from . import parity, ready
+from .command import check_served, check_together
 
 STEP = "fetch"
 MODEL = "model"
@@ -23,23 +22,39 @@ MANIFEST = "adapter-manifest.json"  # beside the adapter: the engine's container
 
 
 def run(config: ServeConfig) -> StepResult:
-    """Fetches both. Cheap checks come before large downloads. Raises StepError."""
+    """Fetches them. Cheap checks come before large downloads. Raises StepError."""
     scratch = Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR))
     store = Store(config.storage)
-    manifest = _manifest(config, store)
-    check_served(config, manifest)
-    shutil.rmtree(scratch / ADAPTER, ignore_errors=True)
-    artefacts.fetch(store, config.adapter.uri, scratch / ADAPTER, config.adapter.manifest_sha256)
+    manifests = [_manifest(named.adapter.uri, store) for named in config.adapters]
+    for named, found in zip(config.adapters, manifests, strict=True):
+        check_served(config.model_copy(update={"served_name": named.name, "adapter": named.adapter}), found)
+    check_together(config, manifests)
+    for place, named in enumerate(config.adapters):
+        shutil.rmtree(directory(scratch, place), ignore_errors=True)
+        artefacts.fetch(store, named.adapter.uri, directory(scratch, place), named.adapter.manifest_sha256)
+    manifest = manifests[0]
     model = scratch / MODEL
     spec = _served(config, manifest, store)
     # Base models are few. Merged ones are as large, and there is a new one with every version: the cache would never be large enough.
     cache = Path(os.environ.get("FINETUNE_MODEL_CACHE", CACHE_DIR)) if config.cache and config.merged is None else None
-    found = obtain_model(spec, store, model, cache=cache)
-    if found.directory != model:  # a volume: the engine finds it at the same path as a download
+    model_found = obtain_model(spec, store, model, cache=cache)
+    if model_found.directory != model:  # a volume: the engine finds it at the same path as a download
         model.unlink(missing_ok=True)
-        model.symlink_to(found.directory)
-    (scratch / MANIFEST).write_bytes(manifest.encode())
-    return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, spec, found, parity.samples(scratch / ADAPTER)))
+        model.symlink_to(model_found.directory)
+    for place, known in enumerate(manifests):
+        manifest_file(scratch, place).write_bytes(known.encode())
+    samples = all(parity.samples(directory(scratch, place)) for place in range(len(manifests)))
+    return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, spec, model_found, samples=samples))
+
+
+def directory(scratch: Path, place: int) -> Path:
+    """Where the adapter at this place of config.adapters is."""
+    return scratch / ready.adapter_directory(place)
+
+
+def manifest_file(scratch: Path, place: int) -> Path:
+    """Where its manifest is."""
+    return scratch / (MANIFEST if place == 0 else f"{ready.adapter_directory(place)}-manifest.json")
 
 
 def _served(config: ServeConfig, manifest: Manifest, store: Store) -> ModelSpec:
@@ -63,16 +78,17 @@ def check_merged(store: Store, ref: AdapterRef) -> None:
         raise artefacts.ArtefactCorruptError(f"{ref.uri} is not what was merged: the SHA-256 of its manifest is not {ref.manifest_sha256}.")
 
 
-def _told(config: ServeConfig, spec: ModelSpec, model: Local, samples: list[dict[str, Any]]) -> str:
+def _told(config: ServeConfig, spec: ModelSpec, model: Local, *, samples: bool) -> str:
     base = "in its volume" if model.figures is None else str(model.figures)
     note = "" if samples else " The adapter has no parity samples, as those of older releases: prompts are not compared with the training's."
-    return f"{config.adapter.uri} is verified. {spec.source} is {base}.{note}"
+    uris = [named.adapter.uri for named in config.adapters]
+    return f"{', '.join(uris)} {'is' if len(uris) == 1 else 'are'} verified. {spec.source} is {base}.{note}"
 
 
-def _manifest(config: ServeConfig, store: Store) -> Manifest:
-    manifest = artefacts.load(store, config.adapter.uri)
+def _manifest(uri: str, store: Store) -> Manifest:
+    manifest = artefacts.load(store, uri)
     if manifest is None:
-        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, f"{config.adapter.uri} holds no committed adapter: correct its URI, or train it again.")
+        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, f"{uri} holds no committed adapter: correct its URI, or train it again.")
     if manifest.kind is not Kind.ADAPTER:
-        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{config.adapter.uri} is a {manifest.kind}, not an Adapter.")
+        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{uri} is a {manifest.kind}, not an Adapter.")
     return manifest

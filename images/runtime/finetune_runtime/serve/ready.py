@@ -32,8 +32,9 @@ class NotReadyError(Exception):
 def main() -> int:
     """0 when ready, 1 when not, with the reason on standard output."""
     try:
-        name = str(json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())["servedName"])
-        check(name, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
+        config = json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())
+        names = [str(config["servedName"]), *(str(other["name"]) for other in config.get("others") or ())]
+        check(names, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
     except parity.PromptDiffersError as error:
         print(f"not ready: {error}")  # noqa: T201  as below
         _leave(str(error))
@@ -49,26 +50,35 @@ def proof() -> Path:
     return Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR)) / ".ready"
 
 
-def check(name: str, port: int, answered: Path) -> None:
-    """Raises NotReadyError, PromptDiffersError, OSError or HTTPException."""
+def adapter_directory(place: int) -> str:
+    """Name of the directory in the scratch volume that holds the adapter at this place of a pod's configuration."""
+    return ADAPTER if place == 0 else f"{ADAPTER}-{place + 1}"
+
+
+def check(names: list[str], port: int, answered: Path) -> None:
+    """`names` in their order in the configuration. Raises NotReadyError, PromptDiffersError, OSError or HTTPException."""
     _request(port, "GET", "/health", HEALTH_SECONDS)
     if answered.exists():
         return
     listed = [model["id"] for model in json.loads(_request(port, "GET", "/v1/models", HEALTH_SECONDS))["data"]]
-    if name not in listed:
-        raise NotReadyError(f"the engine serves {', '.join(listed) or 'nothing'} but not {name}")
+    if missing := [name for name in names if name not in listed]:
+        raise NotReadyError(f"the engine serves {', '.join(listed) or 'nothing'} but not {', '.join(missing)}")
+    for place, name in enumerate(names):
+        _answers(name, port, parity.samples(answered.parent / adapter_directory(place)))
+    answered.touch()
 
+
+def _answers(name: str, port: int, samples: list[dict[str, Any]]) -> None:
     def tokenize(messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
         body = {"model": name, "messages": messages, "add_generation_prompt": True, "chat_template_kwargs": options}
         tokens: list[int] = json.loads(_request(port, "POST", "/tokenize", HEALTH_SECONDS, body))["tokens"]
         return tokens
 
-    parity.check(parity.samples(answered.parent / ADAPTER), tokenize)
+    parity.check(samples, tokenize)
     question = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
     answer = json.loads(_request(port, "POST", "/v1/chat/completions", ANSWER_SECONDS, question))
     if not answer.get("choices"):
         raise NotReadyError(f"{name} answers without a choice")
-    answered.touch()
 
 
 def _leave(message: str) -> None:

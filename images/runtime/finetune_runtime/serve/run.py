@@ -24,17 +24,22 @@ def run(config: ServeConfig) -> StepResult:
     adapter = scratch / fetch.ADAPTER
     manifest = _manifest(scratch / fetch.MANIFEST)
     command.check_served(config, manifest)
+    others = [
+        command.Adapter(named.name, _manifest(fetch.manifest_file(scratch, place)), fetch.directory(scratch, place))
+        for place, named in enumerate(config.others or (), 1)
+    ]
+    command.check_together(config, [manifest, *(other.manifest for other in others)])
     hardware = find(allow_cpu=config.allow_cpu)
     check_port(SERVING_PORT)
     ready.proof().unlink(missing_ok=True)  # it was for the engine before this one
     drain.marker().unlink(missing_ok=True)  # preStop hooks also run before the kubelet starts an engine anew
     (scratch / "home").mkdir(exist_ok=True)
     if config.engine == "vLLM":
-        words = command.vllm(config, manifest, hardware, model=scratch / fetch.MODEL, adapter=adapter)
+        words = command.vllm(config, manifest, hardware, model=scratch / fetch.MODEL, adapter=adapter, others=others)
     else:
         model = engine_model(scratch / fetch.MODEL, adapter / CHAT_TEMPLATE_FILE, scratch / "engine-model")
         words = command.swift(config, manifest, hardware, model=model, adapter=adapter)
-    if not parity.samples(adapter):
+    if not all(parity.samples(found) for found in (adapter, *(other.directory for other in others))):
         log.warning("the adapter has no parity samples, as those of older releases: prompts are not compared with the training's")
     log.info("serving on %s: %s", hardware, " ".join(words))
     os.chdir(scratch)
