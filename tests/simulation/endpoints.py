@@ -37,7 +37,8 @@ class EndpointUsers(Users):
         return {"inference": inference, "retries": {"limit": 1, "backoffSeconds": 5}, **({"evaluation": gate} if self._gated() else {})}
 
     def _beside(self) -> bool:
-        return bool(self._weather.names) and self._world.chance(self._weather.names)
+        """Whether somebody thinks of a second name; merged weights are one model, and the API server refuses others beside it."""
+        return bool(self._weather.names) and not self._weather.merged and self._world.chance(self._weather.names)
 
     def _gated(self) -> bool:
         return self._world.chance(self._weather.gates)

@@ -8,6 +8,7 @@ import pytest
 from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build.evaluation import evaluate_config
 from finetune_operator.build.merge import merge_config, merge_job
+from finetune_operator.plan.adapters import served
 from finetune_runtime.contract.config import MergeConfig
 
 from .makers import SETTINGS, endpoint_state, names, owner, result
@@ -209,7 +210,7 @@ def test_a_merged_version_has_no_base_to_ask_and_other_quantisations_are_compare
     seen = endpoint_state(spec={"candidate": candidate("b"), "quantization": quantization})
     assert seen.spec.candidate
     record = VersionStatus(name="support-new", role="Candidate", adapter=seen.spec.candidate.adapter)
-    config = evaluate_config(owner("ModelEndpoint"), seen.spec, (), record, "").dump()
+    config = evaluate_config(owner("ModelEndpoint"), seen.spec, (), served(record)[""], record, "").dump()
     assert [field for field in ("base", "drift") if field in config] == asked
     if "drift" in asked:
         assert config["drift"] == {"adapter": candidate("b")["adapter"], "quantization": quantization, "engine": "vLLM"}
