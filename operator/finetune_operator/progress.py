@@ -129,6 +129,7 @@ class ProgressStore:
             gpu_memory=_number(values, "gpuMemoryGiB", 3),
             checkpoint_step=_integer(values, "checkpointStep") or 0,
             resumed_from=_integer(values, "resumedFrom"),
+            fast_path=values.get("fastPath"),
             updated_at=clock.text(now),
         )
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from finetune_runtime import artefacts
+from finetune_runtime.contract.base import parse_quantity
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
+from finetune_runtime.contract.spec import FastPath
 from finetune_runtime.s3.store import Store
 from tests.runtime.support import ROOT, MakeConfig, Server, Step
 
@@ -86,11 +88,11 @@ def middle_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def big(job_config: MakeConfig, sources: Path, middle_model: Path, run: Callable[[str, JobConfig], Step]) -> JobConfig:
-    """A prepared job of 8 steps of 16 long rows, without recomputing activations."""
+    """A prepared job of 8 steps of 16 long rows, in ms-swift's own way and without recomputing activations."""
     shutil.copytree(middle_model / "model", sources / "pvc/models/middle")
     (sources / "pvc/data").mkdir(exist_ok=True)
     shutil.copy(middle_model / "rows.jsonl", sources / "pvc/data/train.jsonl")
-    training = {"epochs": 2, "effectiveBatchSize": 16, "maxLength": 2048, "gradientCheckpointing": "Off"}
+    training = {"epochs": 2, "effectiveBatchSize": 16, "maxLength": 2048, "gradientCheckpointing": "Off", "fastPath": "Off"}
     config = job_config(model={"source": "pvc://models/middle"}, training=training, allowCpu=False)
     run("prepare", config).end(Exit.DONE)
     return config
@@ -148,6 +150,16 @@ def test_a_smaller_gpu_gets_a_smaller_micro_batch_and_the_same_steps(big: JobCon
     assert result.train is not None
     assert result.train.micro_batch in (1, 2, 4)
     assert (result.train.step, result.train.total_steps) == (8, 8)
+
+
+def test_the_fast_path_is_planned_by_what_is_free(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:
+    fast = big.model_copy(update={"training": big.training.model_copy(update={"fast_path": FastPath.REQUIRED})})
+    with only(6 * GIB):
+        train = run("train", fast).end(Exit.DONE, 400).train
+    assert train is not None
+    assert train.fast_path is not None
+    assert (train.step, train.fast_path.used) == (8, True)
+    assert parse_quantity(train.fast_path.measured or "0") < parse_quantity(train.fast_path.budget or "0") < 6 * GIB
 
 
 def test_a_gpu_that_cannot_hold_one_row_is_said_with_numbers(big: JobConfig, run: Callable[[str, JobConfig], Step]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from finetune_runtime import artefacts
 from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.fast_path import FastPathStatus
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
 from tests.runtime.support import MakeConfig, Pods, Proxy, Server, free_port, metrics, steps, wait_for
@@ -48,6 +49,8 @@ def test_a_job_trains_to_the_end_and_commits_everything(pods: Pods, config: JobC
     assert train is not None
     assert train.adapter is not None
     assert (train.step, train.total_steps, train.committed_step, train.resumed_from, train.micro_batch) == (20, 20, 20, 0, 4)
+
+    assert train.fast_path == FastPathStatus(used=False, reason="no CUDA GPU")
 
     adapter = artefacts.fetch(store, train.adapter.uri, tmp_path / "adapter", train.adapter.manifest_sha256)
     assert (adapter.kind, adapter.step, adapter.total_steps, adapter.base_model) == (Kind.ADAPTER, 20, 20, config.model.source)

@@ -14,7 +14,10 @@ cuda = torch.cuda.is_available()
 print(json.dumps({
     "torch": torch.__version__,
     "cuda": torch.version.cuda or "none",
-    "gpus": [[torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory] for i in range(torch.cuda.device_count())] if cuda else [],
+    "gpus": [
+        [torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory, torch.cuda.mem_get_info(i)[0]]
+        for i in range(torch.cuda.device_count())
+    ] if cuda else [],
     "bfloat16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
     "liger": importlib.util.find_spec("liger_kernel") is not None,
 }))
@@ -23,10 +26,11 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Gpu:
-    """One visible GPU; memory in bytes."""
+    """One visible GPU; memory in bytes. `free`: what is free to a process that has a CUDA context there."""
 
     name: str
     memory: int
+    free: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def find(*, allow_cpu: bool) -> Hardware:
         found = json.loads(probe.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise StepError(Exit.CRASH, Reason.INTERNAL_ERROR, f"torch cannot be imported: {_last_line(probe.stderr)}") from None
-    hardware = Hardware(tuple(Gpu(name, memory) for name, memory in found["gpus"]), bool(found["bfloat16"]), bool(found["liger"]))
+    hardware = Hardware(tuple(Gpu(name, memory, free) for name, memory, free in found["gpus"]), bool(found["bfloat16"]), bool(found["liger"]))
     if hardware.cpu_only and not allow_cpu:
         raise StepError(
             Exit.CRASH,

@@ -7,6 +7,7 @@ from pydantic import Field
 from finetune_runtime.contract.base import Model
 from finetune_runtime.contract.config import AdapterRef
 from finetune_runtime.contract.evaluation import EvaluationResult
+from finetune_runtime.contract.fast_path import FastPathStatus
 from finetune_runtime.contract.model_shape import ModelShape
 
 from .meta import Condition
@@ -27,6 +28,7 @@ class Progress(Model):
     eta_seconds: int | None = Field(default=None, description="Estimated seconds until training ends.")
     checkpoint_step: int = Field(default=0, description="Step of the newest checkpoint committed to storage: what an interruption goes back to.")
     resumed_from: int | None = Field(default=None, description="Step of the checkpoint that the pod went on from; 0: none.")
+    fast_path: str | None = Field(default=None, max_length=64, description="used, or why training does not take the fast path.")
     updated_at: str | None = Field(default=None, description="When the pod last reported.")
     stale: bool | None = Field(default=None, description="True while a pod runs that has not reported for some minutes.")
 
@@ -80,6 +82,7 @@ class RunStatus(Model):
     model_type: str = Field(default="", description="ms-swift's model type, as given or found.")
     template: str = Field(default="", description="ms-swift's chat template, as given or found.")
     micro_batch_size: int | None = Field(default=None, description="Rows per forward pass that training came to.")
+    fast_path: FastPathStatus | None = Field(default=None, description="What became of the fast path; absent: training.fastPath is Off.")
     stopped_early: bool | None = Field(default=None, description="Whether training.earlyStopping ended the training.")
     command: str | None = Field(default=None, max_length=8192, description="Command line of the training process, quoted for a shell.")
     versions: dict[str, Annotated[str, Field(max_length=64)]] | None = Field(

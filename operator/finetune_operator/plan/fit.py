@@ -6,13 +6,14 @@ from pydantic.alias_generators import to_camel
 
 from finetune_operator import names
 from finetune_operator.api.finetunejob import FineTuneJobSpec, Resources
-from finetune_operator.api.jobstatus import DatasetStatus, EstimateStatus
+from finetune_operator.api.jobstatus import DatasetStatus, EstimateStatus, RunStatus
 from finetune_operator.api.meta import ConditionType
 from finetune_operator.observe import NodeView
 from finetune_operator.reasons import Reason
-from finetune_runtime.contract import sizing
+from finetune_runtime.contract import fast_sizing, sizing
 from finetune_runtime.contract.base import parse_quantity
 from finetune_runtime.contract.model_shape import ModelShape
+from finetune_runtime.contract.spec import Training, Tuning
 
 from .draft import Draft
 
@@ -36,8 +37,21 @@ def _longest(data: DatasetStatus | None) -> int | None:
     return (data.longest if data else 0) or None
 
 
-def estimate(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None) -> sizing.Estimate:
-    """Memory of one GPU for this job with the rows at a time that it asks for, or with one where it leaves that to us."""
+def takes_fast_path(run: RunStatus | None) -> bool:
+    """Whether the training is going to, as far as the check of model and data, or an earlier pod, could tell."""
+    return run is not None and run.fast_path is not None and not run.fast_path.reason
+
+
+def _fast_job(shape: ModelShape, tuning: Tuning, training: Training, data: DatasetStatus | None) -> fast_sizing.Job:
+    longest = min(_longest(data) or training.max_length, training.max_length)
+    mean = min(data.tokens / data.train_rows, longest) if data and data.train_rows and data.tokens else longest
+    return fast_sizing.Job(shape, tuning, training, fast_sizing.RowLengths(longest, mean))
+
+
+def estimate(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, *, fast: bool = False) -> sizing.Estimate:
+    """Memory of one GPU for this job with the rows at a time that it asks for, or with one where it leaves that to us. `fast`: on the fast path."""
+    if fast:
+        return fast_sizing.requirement(_fast_job(shape, spec.tuning, spec.training, data))
     return sizing.estimate(shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training), longest=_longest(data), liger=spec.resources.gpus == 1)
 
 
@@ -49,8 +63,9 @@ def _mebibytes(size: float) -> str:
     return f"{round(size / MIB)}Mi"
 
 
-def _too_small(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, needs: int, has: int, where: str) -> str:
-    change = sizing.smallest_change(shape, spec.tuning, spec.training, has, longest=_longest(data), liger=spec.resources.gpus == 1)
+def _too_small(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, needs: int, has: int, where: str, *, fast: bool) -> str:
+    required = (lambda tuning, training: fast_sizing.required(_fast_job(shape, tuning, training, data))) if fast else None
+    change = sizing.smallest_change(shape, spec.tuning, spec.training, has, longest=_longest(data), liger=spec.resources.gpus == 1, required=required)
     cure = f"in a new job, {change}" if change else "use a GPU with more memory"
     return (
         f"training needs about {_gib(needs)} of GPU memory, but the largest GPU has {_gib(has)} ({where}): {cure}; "
@@ -66,7 +81,8 @@ def check_fit(draft: Draft) -> bool:
         message = "the model's files do not say how large its layers are, so its need of GPU memory is not estimated"
         conditions.set(ConditionType.FITS, "Unknown", Reason.MODEL_SHAPE_UNKNOWN, message)
         return True
-    found = estimate(shape, spec, data)
+    fast = takes_fast_path(status.run)
+    found = estimate(shape, spec, data, fast=fast)
     has = available(spec.resources, draft.seen.nodes or ())
     parts: Mapping[str, int] = found.parts
     shown = EstimateStatus(
@@ -93,7 +109,7 @@ def check_fit(draft: Draft) -> bool:
         return True
     # The search for a cure is the longest computation here, and nothing has changed since it was made.
     known = fits.message if asked_before and fits and fits.status == "False" else ""
-    conditions.set(ConditionType.FITS, "False", Reason.GPU_TOO_SMALL, known or _too_small(shape, spec, data, found.required, memory, where))
+    conditions.set(ConditionType.FITS, "False", Reason.GPU_TOO_SMALL, known or _too_small(shape, spec, data, found.required, memory, where, fast=fast))
     draft.requeue(LOOK_AGAIN)
     return False
 

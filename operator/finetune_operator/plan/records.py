@@ -5,6 +5,7 @@ from finetune_operator.api.jobstatus import ArtifactStatus, Attempt, DatasetStat
 from finetune_operator.api.meta import ConditionType
 from finetune_operator.observe import PodView
 from finetune_operator.progress import STALE_AFTER, shown_in
+from finetune_runtime.contract.fast_path import FastPathStatus
 from finetune_runtime.contract.result import StepResult
 
 from .draft import Draft
@@ -30,7 +31,8 @@ def record_data(draft: Draft, found: StepResult) -> None:
         tokens=data.tokens, longest=data.longest, sha256=data.sha256, warnings=data.warnings[:32],
     )  # fmt: skip
     origin = {"dataset_sha256": data.sha256, "model_revision": data.model_revision, "model_type": data.model_type, "template": data.template}
-    draft.update(dataset=dataset, model=data.shape, run=(draft.status.run or RunStatus()).model_copy(update=origin))
+    fast_path = None if data.fast_path is None else FastPathStatus(used=False if data.fast_path else None, reason=data.fast_path)
+    draft.update(dataset=dataset, model=data.shape, run=(draft.status.run or RunStatus()).model_copy(update={**origin, "fast_path": fast_path}))
 
 
 def _short(value: float | None) -> str | None:
@@ -42,7 +44,7 @@ def record_run(draft: Draft, found: StepResult | None) -> None:
     if found and (train := found.train) and train.versions:
         said = {
             "micro_batch_size": train.micro_batch or None, "stopped_early": train.stopped_early or None,
-            "command": train.command or None, "versions": train.versions,
+            "command": train.command or None, "versions": train.versions, "fast_path": train.fast_path,
         }  # fmt: skip
         draft.update(run=(draft.status.run or RunStatus()).model_copy(update={name: value for name, value in said.items() if value is not None}))
 

@@ -38,6 +38,14 @@ CHECKED = done(
 )
 
 
+FAST = done(
+    Step.PREPARE,
+    result(
+        "prepare", data={"trainRows": 120, "validationRows": 6, "tokens": 122880, "longest": 1024, "sha256": "b" * 64, "shape": shape().dump(), "fastPath": ""}
+    ),
+)
+
+
 def look(*children: Any, resources: dict[str, Any] | None = None, nodes: tuple[NodeView, ...] | None = (), **fields: Any) -> tuple[JobState, Plan]:
     seen = state(CHECKED, *children, spec={"resources": resources or {}}, nodes=nodes, live=True, **fields)
     return seen, decide(seen, SETTINGS, NOW)
@@ -102,6 +110,39 @@ class TestTooLarge:
         _, started = look(resources={"gpuMemory": "80Gi"})
         _, later = look(job(Step.TRAIN), nodes=(node("a", "8192"),), status=started.status)
         assert condition(later, "Fits")["status"] == "True"
+
+
+class TestFastPath:
+    """A job that takes the fast path is measured by it: the smallest of its plans must fit."""
+
+    def test_a_card_of_8_gb_is_enough(self) -> None:
+        seen = state(FAST, spec={"resources": {"gpuMemory": "8188Mi"}}, nodes=(), live=True)
+        plan = decide(seen, SETTINGS, NOW)
+        assert (condition(plan, "Fits")["status"], names(plan.create)) == ("True", ["Job/support-train-1"])
+        assert sum(parse_quantity(size) for size in plan.status["estimate"]["parts"].values()) < 6.8 * GIB
+
+    def test_smaller_cards_are_told_what_would_fit(self) -> None:
+        seen = state(FAST, spec={"resources": {"gpuMemory": "7Gi"}}, nodes=(), live=True)
+        fits = condition(decide(seen, SETTINGS, NOW), "Fits")
+        assert (fits["status"], fits["reason"]) == ("False", "GPUTooSmall")
+        assert "needs about 7.4 GiB" in fits["message"]
+        assert "set spec.tuning.lora.rank to 32 (needs 6.9 GiB" in fits["message"]
+
+    def test_rows_that_the_job_asks_for_must_fit(self) -> None:
+        seen = state(FAST, spec={"resources": {"gpuMemory": "12Gi"}, "training": {"microBatchSize": 16}}, nodes=(), live=True)
+        assert "set spec.training.microBatchSize to Auto (needs 7.4 GiB)" in condition(decide(seen, SETTINGS, NOW), "Fits")["message"]
+
+    @pytest.mark.parametrize(
+        ("data", "spec"),
+        [({"fastPath": "unsupported: bias in o_proj"}, {}), ({}, {"training": {"fastPath": "Off"}})],
+        ids=["a model that cannot", "a job that does not want to"],
+    )
+    def test_without_it_the_usual_estimate_holds(self, data: dict[str, str], spec: dict[str, Any]) -> None:
+        found = {"trainRows": 120, "validationRows": 6, "tokens": 9000, "longest": 1024, "sha256": "b" * 64, "shape": shape().dump(), **data}
+        seen = state(done(Step.PREPARE, result("prepare", data=found)), spec={"resources": {"gpuMemory": "8188Mi"}, **spec}, nodes=(), live=True)
+        plan = decide(seen, SETTINGS, NOW)
+        assert condition(plan, "Fits")["reason"] == "GPUTooSmall"
+        assert plan.status["run"].get("fastPath", {}).get("reason") == data.get("fastPath")
 
 
 def test_a_pod_keeps_off_smaller_gpus_and_may_go_where_nobody_tells() -> None:

@@ -117,6 +117,13 @@ def test_what_a_failed_training_ran_is_recorded_too() -> None:
     assert (status["run"]["microBatchSize"], status["run"]["command"]) == (1, RAN["command"])
 
 
+def test_what_became_of_the_fast_path_is_recorded() -> None:
+    fast = {"used": True, "microBatchSize": 16, "accumulation": 1, "layers": "36 keep all", "predicted": "60440Mi", "measured": "59400Mi"}
+    words = result("train", train={"step": 40, "totalSteps": 40, "adapter": ADAPTER, **RAN, "fastPath": fast})
+    status = settle(state(PREPARED_STEP, done(TRAIN, words))).status
+    assert status["run"]["fastPath"].items() >= fast.items()
+
+
 def test_the_best_checkpoint_is_recorded_by_its_own_step() -> None:
     early = result("train", train={"step": 60, "totalSteps": 100, "stoppedEarly": True, "adapterStep": 40, "loss": 1.0, "adapter": ADAPTER, **RAN})
     status = settle(state(PREPARED_STEP, done(TRAIN, early))).status

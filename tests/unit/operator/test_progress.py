@@ -1,5 +1,6 @@
 """Progress reports, how old they may get, and the estimate of the time left."""
 
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from finetune_operator.api.jobstatus import Progress
 from finetune_operator.progress import SHOWN_EVERY, STALE_AFTER, WINDOW, Point, ProgressStore, Track, duration, eta_seconds, is_stale, shown_in
 from finetune_runtime.contract.result import Metric, TrainerStatus
 from finetune_runtime.train.progress import Phase, Reporter
+from finetune_runtime.train.progress import Progress as Reporting
 
 KEY, JOB = ("team", "support"), "uid-1"
 NOW = 1_800_000_000.0
@@ -264,3 +266,11 @@ def test_a_pod_of_a_job_that_was_deleted_does_not_report_for_its_successor_of_th
 )
 def test_durations_for_people(seconds: int, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_report_tells_whether_the_fast_path_is_taken() -> None:
+    progress = Reporting(fast_path="unsupported: " + "a reason that goes on and on, " * 5).report(datetime.fromtimestamp(NOW, UTC))
+    store = ProgressStore()
+    store.record(KEY, JOB, "p1", progress.trainer_status, NOW)
+    assert latest(store, 0).fast_path == ("unsupported: " + "a reason that goes on and on, " * 5)[:64]
+    assert latest(told((0, 1)), 0).fast_path is None

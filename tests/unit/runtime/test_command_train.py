@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.fast_path import FAST_PLAN, FastPlan
 from finetune_runtime.contract.result import Exit, StepError
 from finetune_runtime.hardware import Gpu, Hardware
-from finetune_runtime.train.command import PLUGIN, Inputs, arguments, dtype, environment
+from finetune_runtime.train.command import FAST_PLUGIN, PLUGIN, Inputs, arguments, dtype, environment
 from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 
 GPU = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * 2**30),), liger=True)
@@ -31,8 +32,16 @@ def config(**sections: Any) -> JobConfig:
     return JobConfig.model_validate(base | sections)
 
 
-def flags(hardware: Hardware = GPU, inputs: Inputs = INPUTS, *, micro_batch: int = 1, resume_from: Path | None = None, **sections: Any) -> dict[str, str]:
-    words = arguments(config(**sections), inputs, hardware, micro_batch=micro_batch, output=Path("/scratch/output"), resume_from=resume_from)
+def flags(
+    hardware: Hardware = GPU,
+    inputs: Inputs = INPUTS,
+    *,
+    micro_batch: int = 1,
+    resume_from: Path | None = None,
+    plan: FastPlan | None = None,
+    **sections: Any,
+) -> dict[str, str]:
+    words = arguments(config(**sections), inputs, hardware, micro_batch=micro_batch, output=Path("/scratch/output"), resume_from=resume_from, plan=plan)
     names = [number for number, word in enumerate(words) if word.startswith("--")]
     assert len({words[number] for number in names}) == len(names), "a flag is given twice"
     return {words[a]: " ".join(words[a + 1 : b]) for a, b in zip(names, [*names[1:], len(words)], strict=True)}
@@ -124,6 +133,36 @@ def test_each_field_of_the_job_arrives() -> None:
         "--resume_from_checkpoint": "/scratch/resume/checkpoint-30",
     }
     assert found.items() >= expected.items()
+
+
+PLAN = FastPlan(
+    micro_batch=2, accumulation=8, keep=[2], row_tokens=1024, lora_dtype="bfloat16", optimizer="adamw_8bit", masters="stochastic", evaluation_batch=1,
+    predicted_bytes=1, budget_bytes=1,
+)  # fmt: skip
+
+
+def test_the_fast_path_s_plan_decides_what_it_is_about() -> None:
+    found = flags(plan=PLAN, micro_batch=2)
+    expected = {
+        "--per_device_train_batch_size": "2",
+        "--gradient_accumulation_steps": "8",
+        "--per_device_eval_batch_size": "1",
+        "--lora_dtype": "bfloat16",
+        "--optim": "adamw_8bit",
+        "--external_plugins": f"{PLUGIN} {FAST_PLUGIN}",
+        "--callbacks": "fast_path finetune",
+    }
+    assert found.items() >= expected.items()
+    usual = flags(micro_batch=2)
+    assert {name for name in found if name not in usual} == {"--lora_dtype", "--optim", "--dataloader_persistent_workers"}
+    assert (found["--dataloader_num_workers"], flags(CPU, plan=PLAN)["--dataloader_num_workers"]) == ("2", "0")
+    assert "--per_device_eval_batch_size" not in flags(plan=PLAN, inputs=Inputs(INPUTS.model, INPUTS.dataset, "llama", "chatml", validation=False))
+
+
+def test_only_the_trainer_names_a_plan() -> None:
+    found = environment(config(), {FAST_PLAN: "/elsewhere"}, Path("/scratch"), events_fd=7, staging=Path("/scratch/staged"))
+    assert FAST_PLAN not in found
+    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_without_validation_rows_nothing_asks_for_an_evaluation() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune_runtime.contract.fast_path import FastPathStatus
 from finetune_runtime.contract.result import TrainSummary
 from finetune_runtime.report.data import Answer, Answers, ReportData, State, Turn
 from finetune_runtime.report.page import duration, render
@@ -48,6 +49,16 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style" and data.strip():
             self.texts.append(data.strip())
+
+
+FAST = FastPathStatus(
+    used=True, micro_batch_size=16, accumulation=1, layers="36 keep all", lora_dtype="float32", optimizer="adamw_torch_fused", masters="none",
+    predicted="60440Mi", measured="59400Mi",
+)  # fmt: skip
+
+
+def with_fast_path(status: FastPathStatus) -> TrainSummary:
+    return TRAINED.model_copy(update={"fast_path": status})
 
 
 def hostile() -> ReportData:
@@ -127,6 +138,11 @@ SAID: dict[str, tuple[ReportData, list[str]]] = {
         ],
     ),
     "answers": (finished(), ["Can I move my appointment to Friday?", "(nothing)", "We take all public insurances. Please bring your card."]),
+    "the fast path": (finished(train=with_fast_path(FAST)), ["Fast path", str(FAST)]),
+    "no fast path": (
+        finished(train=with_fast_path(FastPathStatus(used=False, reason="unsupported: bias in o_proj"))),
+        ["not used (unsupported: bias in o_proj)"],
+    ),
     "where it comes from": (finished(), ["9c925d64d72725edaf899c6cb9c377fd0709d9c5", DATASET["sha256"], CONFIG.config_hash(), TRAINED.command, "4.6.0"]),
 }
 

@@ -76,6 +76,7 @@ class JobConfig(Model):
         content = {key: getattr(self, key).dump() for key in ("model", "dataset", "tuning", "training")}
         # Neither how often a run logs nor which Secret unlocks the model changes what is learned.
         content["training"].pop("loggingSteps", None)
+        content["training"].pop("fastPath", None)  # nor does the way in which it is computed
         content["model"].pop("secretRef", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

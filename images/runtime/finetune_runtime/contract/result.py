@@ -7,9 +7,11 @@ from pydantic import Field
 from .base import Model
 from .config import AdapterRef
 from .evaluation import EvaluationResult
+from .fast_path import FastPathStatus
 from .model_shape import ModelShape
 
 MAX_MESSAGE_BYTES = 4096  # the kubelet cuts termination messages there
+MAX_VALUE = 64  # characters of a value in a progress report
 
 
 class Exit(IntEnum):
@@ -70,6 +72,7 @@ class DataSummary(Model):
     template: str = ""
     shape: ModelShape | None = Field(default=None, description="Sizes of the model; absent where they cannot be read.")
     warnings: list[str] = []
+    fast_path: str | None = Field(default=None, description="Why model or job cannot take the fast path; empty: they can; absent: it is off.")
 
 
 class TrainSummary(Model):
@@ -85,6 +88,7 @@ class TrainSummary(Model):
     stopped_early: bool = False
     adapter: AdapterRef | None = None
     adapter_step: int = Field(default=0, description="Step of the checkpoint that became the adapter.")
+    fast_path: FastPathStatus | None = Field(default=None, description="What became of the fast path; absent: it is off.")
     command: str = Field(default="", description="Command line of the training process, quoted for a shell.")
     versions: dict[str, str] = Field(default={}, description="Versions of the packages that decide what is trained.")
 
@@ -148,7 +152,7 @@ class Metric(Model):
     """One named value; values are strings as in the Kubeflow TrainJob status protocol."""
 
     name: str = Field(max_length=64)
-    value: str = Field(max_length=64)
+    value: str = Field(max_length=MAX_VALUE)
 
 
 class TrainerStatus(Model):

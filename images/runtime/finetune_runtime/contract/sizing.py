@@ -25,7 +25,7 @@ _WORKSPACE = int(0.1 * GIB)
 # Share of what comes and goes that the allocator holds beside it, because blocks of one size do not fit the next tensor.
 _FRAGMENTATION = 0.1
 # Bytes of the optimizer's state for each trained parameter. Paged states move to the host's memory when the GPU is full.
-_STATES: Mapping[str, float] = {
+STATES: Mapping[str, float] = {
     "adamw_torch": 8,
     "adamw_torch_fused": 8,
     "adamw_8bit": 2 + 2 * 4 / 256,  # two moments of one byte, and a scale for each block of 256
@@ -92,11 +92,11 @@ def estimate(shape: ModelShape, tuning: Tuning, training: Training, *, micro_bat
     backward = hidden + layer + churn
     forward = hidden + (0 if checkpointing else inside) + copies + int((1 + _FRAGMENTATION) * _loss(shape, training, tokens, width, fused=liger))
     return Estimate(
-        base=_base(shape, tuning),
+        base=base_bytes(shape, tuning),
         embeddings=(shape.embedding_parameters + shape.other_parameters) * width,
         adapter=4 * trained,  # PEFT holds adapters in float32
         gradients=gradients,
-        optimizer=int(_STATES[training.extra_args.get("optim", "adamw_torch_fused")] * trained),
+        optimizer=int(STATES[training.extra_args.get("optim", "adamw_torch_fused")] * trained),
         hidden_states=hidden,
         layer=layer,
         loss=max(backward, forward) - backward,
@@ -114,8 +114,12 @@ def rows(training: Training) -> int:
 def largest_micro_batch(shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True) -> int:
     """The most rows at a time that fit, of those that divide the effective batch; 0 when not even one does."""
     needs = partial(estimate, shape, tuning, training, longest=longest, liger=liger)
-    sizes = [size for size in range(1, training.effective_batch_size + 1) if training.effective_batch_size % size == 0]
-    return next((size for size in reversed(sizes) if needs(micro_batch=size).required <= usable_bytes), 0)
+    return next((size for size in divisors(training.effective_batch_size) if needs(micro_batch=size).required <= usable_bytes), 0)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,23 @@ class Change:
 
 
 def smallest_change(
-    shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True
+    shape: ModelShape,
+    tuning: Tuning,
+    training: Training,
+    usable_bytes: int,
+    *,
+    longest: int | None = None,
+    liger: bool = True,
+    required: Callable[[Tuning, Training], int] | None = None,
 ) -> Change | None:
-    """The change of the fewest fields, and of those the least harmful one, after which a job fits that does not. None: it takes a larger GPU."""
+    """The change of the fewest fields, and of those the least harmful one, after which a job fits that does not. None: it takes a larger GPU.
+
+    `required`: bytes that a job needs, where it is not trained in ms-swift's own way. Never more for a job with less of anything.
+    """
 
     def needs(job: "_Job") -> int:
+        if required:
+            return required(job.tuning, job.training)
         size = estimate(shape, job.tuning, job.training, micro_batch=rows(job.training), longest=longest, liger=liger)
         return size.required
 
@@ -238,7 +254,8 @@ def _adapter_width(shape: ModelShape, tuning: Tuning) -> int:
     return sum(shape.adapter_widths.values())
 
 
-def _base(shape: ModelShape, tuning: Tuning) -> int:
+def base_bytes(shape: ModelShape, tuning: Tuning) -> int:
+    """Of the frozen linear layers, with their scales."""
     if tuning.method == "LoRA":
         return shape.linear_parameters * 2
     if tuning.quantization.bits == 8:

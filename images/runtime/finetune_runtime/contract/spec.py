@@ -60,6 +60,14 @@ class Toggle(StrEnum):
     OFF = "Off"
 
 
+class FastPath(StrEnum):
+    """Whether a training takes the fast path."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+    REQUIRED = "Required"
+
+
 class ModelSpec(Model):
     """The base model."""
 
@@ -235,7 +243,15 @@ class Training(Model):
     gradient_checkpointing: Toggle = Field(
         default=Toggle.AUTO, description="Recompute activations in the backward pass: far less memory, about 30 % more time. Auto: On with a GPU."
     )
-    packing: Toggle = Field(default=Toggle.AUTO, description="Join short rows into full sequences. Auto: Off.")
+    packing: Toggle = Field(
+        default=Toggle.AUTO,
+        description="Join short rows into full sequences. Auto: Off. The fast path needs none: it computes nothing for padding, and rows stay apart.",
+    )
+    fast_path: FastPath = Field(
+        default=FastPath.AUTO,
+        description="Train on our own kernels: faster and in less memory, with the same mathematics (docs/fast-path.md). Auto: where model, job and GPU allow "
+        "it; status.run.fastPath says why not. Required: refuse a job that cannot take it. Off: ms-swift's own way.",
+    )
     eval_steps: int = Field(default=100, ge=1, description="Optimizer steps between two evaluations.")
     logging_steps: int = Field(default=1, ge=1, description="Optimizer steps between two log records.")
     early_stopping: EarlyStopping | None = Field(

@@ -35,6 +35,7 @@ class Prepared:
     validation: Collected | None
     held_out: Mask
     shape: ModelShape | None
+    fast_path: str | None  # why there is none; empty: there is; None: it is off
 
     @property
     def train_rows(self) -> int:
@@ -91,6 +92,7 @@ def summarise(prepared: Prepared, sha256: str, warnings: list[str]) -> DataSumma
         template=prepared.identity.template,
         shape=prepared.shape,
         warnings=warnings,
+        fast_path=prepared.fast_path,
     )
 
 

@@ -25,6 +25,7 @@ from . import page
 from .collect import Collected, Source, collect
 from .encode import Encoder
 from .ending import find_ending
+from .fast_path import check_fast_path
 from .faults import InvalidRow
 from .identify import identify, look_up
 from .model_check import check_model, weight_files
@@ -83,6 +84,7 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     weights = [] if config.model.source.startswith("hf://") else weight_files(config.model, [file.path for file in listing.files], directory)
     shape = find_shape(model_config, weights, read)
     architecture = str((model_config.get("architectures") or [""])[0])
+    fast_path = check_fast_path(config, model_config)
     identity = identify(config.model, architecture, look_up(model_name(config.model), architecture))
     encoder = Encoder(config.model.source, directory, identity, config.training.max_length)
     system = config.dataset.system
@@ -101,7 +103,7 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     _judge(config, [rows for rows in (train, validation) if rows])
     held_out = np.zeros(train.valid, dtype=bool) if validation else _hold_out(config, train)
     template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
-    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out, shape)
+    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out, shape, fast_path)
 
 
 def _sources(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterator[Source]:

@@ -67,6 +67,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("Method", f"{quantization.bits}-bit {method}" if config.tuning.method == "QLoRA" else method),
         ("Hardware", data.hardware),
         ("Batch", _batch(data)),
+        ("Fast path", str(data.train.fast_path) if data.train and data.train.fast_path else ""),
         ("Adapter", data.train.adapter.uri if data.train and data.train.adapter else ""),
         ("Adapter taken at", f"step {data.train.adapter_step:,}" if data.train and data.train.adapter_step else ""),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune_runtime.contract.artefact import TRAIN_FILE, VALIDATION_FILE
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.extra_args import refusals
+from finetune_runtime.contract.fast_path import CALLBACK, FAST_PLAN, FastPlan
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import Toggle, Tuning
 from finetune_runtime.hardware import Hardware
@@ -20,9 +21,11 @@ from .early_stopping import EARLY_STOPPING, Rule
 from .events import EVENTS_FD, STAGING
 
 PLUGIN = Path(__file__).parent / "plugin" / "finetune_callback.py"
+FAST_PLUGIN = Path(__file__).parent / "plugin" / "fast_path.py"
+_LOADERS = 2  # processes that make micro-batches while the GPU computes
 _PACKAGE_ROOT = Path(__file__).parents[2]
 # Secrets, and variables that win over the command line.
-_NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR", EARLY_STOPPING)
+_NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR", EARLY_STOPPING, FAST_PLAN)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class Inputs:
     validation: bool
 
 
-def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_batch: int, output: Path, resume_from: Path | None) -> list[str]:
-    """Arguments of `python3 -m swift.cli.sft`. Raises StepError for a number format that the hardware does not have or an argument that may not be set."""
+def arguments(
+    config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_batch: int, output: Path, resume_from: Path | None, plan: FastPlan | None = None
+) -> list[str]:
+    """Arguments of `python3 -m swift.cli.sft`. `plan`: that of the fast path, which then decides about the rows at a time.
+
+    Raises StepError for a number format that the hardware does not have or an argument that may not be set.
+    """
     training = config.training
     checkpointing = {Toggle.ON: True, Toggle.OFF: False, Toggle.AUTO: not hardware.cpu_only}[training.gradient_checkpointing]
     flags: dict[str, str | int | bool | list[str]] = {
@@ -76,6 +84,8 @@ def arguments(config: JobConfig, inputs: Inputs, hardware: Hardware, *, micro_ba
         "callbacks": "finetune",
         **_evaluation(config, inputs, micro_batch),
     }
+    if plan:
+        flags |= _fast_path(plan, inputs, hardware)
     if hardware.cpu_only:
         flags["use_cpu"] = True
     if refused := refusals(training.extra_args):
@@ -152,6 +162,23 @@ def _tuning(tuning: Tuning, hardware: Hardware) -> dict[str, str | int | bool | 
                 "bnb_4bit_quant_type": quantization.type,
                 "bnb_4bit_use_double_quant": quantization.double_quant,
             }
+    return flags
+
+
+def _fast_path(plan: FastPlan, inputs: Inputs, hardware: Hardware) -> dict[str, str | int | bool | list[str]]:
+    """What the plan decides of the command; the rest of it is in the plan's file, which the plugin reads."""
+    flags: dict[str, str | int | bool | list[str]] = {
+        "per_device_train_batch_size": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "lora_dtype": plan.lora_dtype,
+        "optim": plan.optimizer,
+        "external_plugins": [str(PLUGIN), str(FAST_PLUGIN)],
+        "callbacks": [CALLBACK, "finetune"],  # in this order: what ours reports at the beginning, the other has found out by then
+    }
+    if inputs.validation:
+        flags["per_device_eval_batch_size"] = plan.evaluation_batch
+    if not hardware.cpu_only:  # with rows made in between, a step on an H100 took a tenth longer; on a CPU the workers would take its cores
+        flags |= {"dataloader_num_workers": _LOADERS, "dataloader_persistent_workers": True}
     return flags
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from finetune_runtime.contract.config import STATUS_CA_PATH, STATUS_TOKEN_PATH, Reporting
-from finetune_runtime.contract.result import Metric, ProgressReport, TrainerStatus
+from finetune_runtime.contract.result import MAX_VALUE, Metric, ProgressReport, TrainerStatus
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Progress:
     gpu_memory_gib: float | None = None
     checkpoint_step: int | None = None  # the newest one that is committed to storage; 0: there is none
     resumed_from: int | None = None  # 0: the pod started from the beginning
+    fast_path: str | None = None  # used, or why not
 
     def report(self, now: datetime) -> ProgressReport:
         """The report's body. The remaining time is left to the operator, which sees all attempts."""
@@ -64,6 +65,8 @@ class Progress:
         checkpoints = {"checkpointStep": self.checkpoint_step, "resumedFrom": self.resumed_from}
         metrics |= {name: str(step) for name, step in checkpoints.items() if step is not None}
         metrics["phase"] = self.phase
+        if self.fast_path:
+            metrics["fastPath"] = self.fast_path[:MAX_VALUE]
         return ProgressReport(
             trainer_status=TrainerStatus(
                 progress_percentage=min(100, 100 * self.step // self.total_steps) if self.total_steps else None,

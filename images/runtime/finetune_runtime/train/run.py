@@ -18,7 +18,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepError, TrainSumma
 from finetune_runtime.report.data import State
 from finetune_runtime.s3.store import Store
 
-from . import adapter, answers, command, events, leftover, microbatch, report
+from . import adapter, answers, command, events, fast, leftover, microbatch, report
 from .checkpoints import Staged, Uploader, best
 from .events import Event
 from .inputs import Start
@@ -58,12 +58,16 @@ class Run:
         micro = microbatch.initial(
             config.training.micro_batch_size, effective, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
         )
-        self.summary = TrainSummary(micro_batch=micro)
+        details = candidate.manifest.details if candidate else None
+        self._fast = fast.FastPath(config, start.hardware, start.inputs.model, start.inputs.dataset, start.dataset, details)
+        self._usual_micro_batch = micro
+        self.declined = False  # the process cannot take the fast path: another one takes its place
+        self.summary = TrainSummary(micro_batch=self._fast.plan.micro_batch if self._fast.plan else micro, fast_path=self._fast.status)
         if candidate:
             self._finished = candidate.finished
             self._update(stopped_early=candidate.manifest.final and candidate.step < candidate.manifest.total_steps)
             self.uploader.committed_step = candidate.step
-            self._metrics.restore(start.metrics, candidate.step, micro)
+            self._metrics.restore(start.metrics, candidate.step, self.summary.micro_batch)
             self._update(step=candidate.step, total_steps=candidate.manifest.total_steps, resumed_from=candidate.step)
             self._update(committed_step=candidate.step, loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
         reporter.update(checkpoint_step=self.summary.committed_step, resumed_from=self.summary.resumed_from)
@@ -81,16 +85,18 @@ class Run:
             micro_batch=self.summary.micro_batch,
             output=self._output,
             resume_from=self.checkpoint if resume else None,
+            plan=self._fast.plan,
         )
 
     def environment(self, base: Mapping[str, str], events_fd: int) -> dict[str, str]:
         """Environment of the training process."""
         prompts = answers.offer(self._start.inputs.dataset / VALIDATION_FILE, self._config.training.seed, self._answers)
-        return command.environment(self._config, base, self._scratch, events_fd=events_fd, staging=self._staging) | prompts
+        found = command.environment(self._config, base, self._scratch, events_fd=events_fd, staging=self._staging)
+        return found | prompts | self._fast.offer(self._scratch)
 
     def loading(self) -> None:
         """A new training process starts."""
-        self._begun = None
+        self._begun, self.declined = None, False
         self._record_command()
         self._reporter.update(phase=Phase.LOADING, step=self.summary.step, total_steps=self.summary.total_steps)
 
@@ -100,6 +106,9 @@ class Run:
         self._update(step=event.step, total_steps=event.total_steps)
         match event.kind:
             case events.Kind.BEGIN:
+                if reason := self._fast.declined():
+                    self._without_fast_path(reason)
+                    return
                 self._begun = (event.step, now)
                 self._metrics.begin(now)
                 self._reporter.update(phase=Phase.TRAINING)
@@ -117,15 +126,36 @@ class Run:
                 self._reporter.update(phase=Phase.TRAINING)
         if event.kind in {events.Kind.BEGIN, events.Kind.EVALUATED, events.Kind.SAVED}:
             self._metrics.time_from(event.step, now)
-        self._reporter.update(step=event.step, total_steps=event.total_steps, epoch=event.epoch, gpu_memory_gib=event.memory_gib or None)
+        self._update(fast_path=self._fast.status)
+        self._reporter.update(
+            step=event.step, total_steps=event.total_steps, epoch=event.epoch, gpu_memory_gib=event.memory_gib or None, fast_path=self._fast.in_short
+        )
+
+    def fall_back(self, failure: str) -> bool:
+        """After a crash before the first step of the fast path was over: whether another process is to try without it."""
+        self._fast.look()
+        status = self._fast.status
+        if not self._fast.may_be_left or (status and status.measured) or (self._begun and self.summary.step > self._begun[0]):
+            return False
+        self._without_fast_path(f"failed: {failure}"[:512])
+        return True
+
+    def _without_fast_path(self, reason: str) -> None:
+        self._fast.give_up(reason)
+        self.declined = True
+        self._update(micro_batch=self._usual_micro_batch, fast_path=self._fast.status)
 
     def shrink(self) -> None:
-        """Halves the micro-batch after an out-of-memory error. Raises StepError OutOfMemory when that cannot help."""
+        """Less at a time after an out-of-memory error: the fast path's next plan, or half the rows. Raises StepError OutOfMemory when nothing can help."""
         micro, effective = self.summary.micro_batch, self._config.training.effective_batch_size
         self._too_large.append(micro)
+        if self._fast.plan and (following := self._fast.shrink(loading=self._begun is None)):
+            log.warning("out of memory: going on with less (%s)", self._fast.status)
+            self._go_on_with(following.micro_batch)
+            return
         if self._begun is None:
             raise self._out_of_memory("The model does not fit into memory", "use a smaller model or a GPU with more memory")
-        half = microbatch.smaller(micro, effective)
+        half = None if self._fast.plan else microbatch.smaller(micro, effective)
         if half is None:
             raise self._out_of_memory(
                 f"One row of at most {self._config.training.max_length} tokens does not fit into memory beside the model (tried micro-batches: "
@@ -133,9 +163,12 @@ class Run:
                 "lower training.maxLength or tuning.lora.rank, set training.gradientCheckpointing to On, or use a GPU with more memory",
             )
         log.warning("out of memory with %d rows at a time: going on with %d rows, %d times a step", micro, half, effective // half)
+        self._go_on_with(half)
+
+    def _go_on_with(self, micro_batch: int) -> None:
         step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
-        self._metrics.rewind(step, "OutOfMemory", half)
-        self._update(micro_batch=half, step=step)
+        self._metrics.rewind(step, "OutOfMemory", micro_batch)
+        self._update(micro_batch=micro_batch, step=step, fast_path=self._fast.status)
 
     def upload_report(self) -> None:
         """Metrics and TensorBoard's files, as they are on disk, and the page that shows them. Called by two threads. Raises StepError."""
@@ -191,6 +224,7 @@ class Run:
             "evalLoss": self.summary.eval_loss,
             "bestStep": self._metrics.best_step(),
             "microBatch": self.summary.micro_batch,
+            "fastPath": self.summary.fast_path.dump() if self.summary.fast_path else None,
             "lastStep": self.summary.step,
             "stoppedEarly": self.summary.stopped_early,
             "versions": self.summary.versions,
@@ -230,6 +264,7 @@ class Run:
                 ", or set tuning.quantization.computeDtype to bfloat16." if self._config.tuning.quantization.compute_dtype == "float16" else "."
             )
             return
+        self._fast.look()
         self._metrics.add(event.step, event.epoch, event.values, event.memory_gib, now=now, time=datetime.now(UTC))
         self._update(loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
         if now - self._reported >= REPORT_SECONDS:
@@ -254,7 +289,8 @@ class Run:
         self._finished = event.final
         self._update(stopped_early=event.final and event.step < event.total_steps)
         self._metrics.write(self._metrics_file)
-        details: dict[str, object] = {"microBatch": self.summary.micro_batch}
+        details: dict[str, object] = {"microBatch": self.summary.micro_batch, **self._fast.details}
+        self._fast.saved()
         manifest = self._manifest(Kind.CHECKPOINT, event.step, self._metrics.at(event.step, "evalLoss"), details)
         self.uploader.submit(Staged(staged, manifest.model_copy(update={"final": event.final})))
         self._reporter.update(phase=Phase.TRAINING)

@@ -106,9 +106,11 @@ class Supervisor:
             elif self._terminating:
                 run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
                 return self._interrupted()
+            elif run.declined:
+                continue
             elif diagnosis.out_of_memory(child.tail):
                 self._shrink(run)
-            else:
+            elif return_code == -signal.SIGKILL or not run.fall_back(diagnosis.last_error(child.tail)):
                 failure = diagnosis.crash(return_code, child.tail)
         if failure:
             run.give_up(CRASH_PATIENCE_SECONDS, failure)
@@ -135,10 +137,14 @@ class Supervisor:
                 case Ended(return_code):
                     return return_code
                 case Event() as event:
-                    run.on_event(event)
+                    try:
+                        run.on_event(event)
+                    except StepError:
+                        child.kill()
+                        raise
                     # After a finished or interrupted training ms-swift only draws plots, which takes seconds that an eviction may not leave.
                     over = event.kind is Kind.END and (run.is_finished() or self._terminating)
-                    if run.diverged or over:
+                    if run.diverged or run.declined or over:
                         child.kill()
                 case _:
                     pass  # a second SIGTERM changes nothing
@@ -202,6 +208,7 @@ def _completed_before(manifest: Manifest, adapter: AdapterRef) -> StepResult:
         loss=manifest.details.get("trainLoss"),
         eval_loss=manifest.eval_loss,
         micro_batch=manifest.details.get("microBatch", 0),
+        fast_path=manifest.details.get("fastPath"),
         adapter=adapter,
     )
     return StepResult(step=STEP, reason=Reason.COMPLETED, message=_progress(summary), train=summary)

@@ -19,6 +19,7 @@ from finetune_runtime.train.answers import ANSWERS, PROMPTS
 from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
 from finetune_runtime.train.plugin.answering import SECONDS, ask
+from finetune_runtime.train.signals import handle_here_only
 from finetune_runtime.train.staging import stage
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         # Only now is there something to save. Before, SIGTERM ends the process at once, as it should.
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        handle_here_only(signal.SIGTERM, self._on_sigterm)
         self._send(Kind.BEGIN, state)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
