@@ -17,7 +17,7 @@ test: ## All checks: lint, types, layers, generated files, unit, integration, ru
 	@hack/test.sh
 
 ##@ Checks one by one
-.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu e2e e2e-kueue test-rollout
+.PHONY: lint types layers generated unit simulate integration test-crash runtime test-kill bench-upload gpu-image gpu bench-gpu prove-gpu e2e e2e-kueue test-rollout
 lint: venv ## ruff, shellcheck, hadolint
 	@hack/lint.sh
 types: venv ## mypy --strict
@@ -46,6 +46,10 @@ gpu-image: ## 20 steps of training in the image that ships
 	@hack/gpu-image.sh
 gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW, see CONTRIBUTING.md
 	@python3 -m pytest -c tests/runtime/pytest.ini --rootdir . tests/gpu
+bench-gpu: ## Training speed and memory beside plain ms-swift and Unsloth, on a CUDA GPU; BENCH='--cards 24 12 8', see docs/benchmarks.md
+	@python3 -m hack.bench.gpu $(BENCH)
+prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='exactness learning predictions step-down shutdown'
+	@python3 -m hack.bench.gpu.prove $(or $(PROOFS),exactness learning predictions step-down shutdown)
 e2e: venv ## The whole system on the development cluster
 	@hack/stack.sh
 	@.venv/bin/pytest tests/e2e --ignore tests/e2e/test_kueue.py
