@@ -23,7 +23,7 @@ PORT = 18114
 # Seconds in which a version that crashes loses the traffic, and the one before keeps all its pods: longer than the test, so that nothing in it has to be in time.
 WATCH = 1200
 KINDS = ("new", "kept", "stream")
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_no_request_fails_through_rollouts_and_rollbacks(jobs: Jobs, desk: Endpo
     def told(what: str) -> None:
         print(f"{time.time() - began:5.0f} s: {what}", flush=True)
 
-    blue = has_traffic(desk, "blue", 240)
+    blue = has_traffic(desk, "blue", 400)
     told("blue has the traffic")
     with users(desk) as traffic:
         traffic.hears(sentence("blue"), *KINDS)
@@ -85,9 +85,9 @@ def test_no_request_fails_through_rollouts_and_rollbacks(jobs: Jobs, desk: Endpo
         # Retrained: the job's training, gate and switch. Users who keep their connections follow as well.
         source = put_rows(tmp_path / "green.jsonl", rows("green"))
         jobs.submit("green", dataset={"train": [{"source": source}]}, training=TRAINING, evaluation=GATE, inference={"endpoint": "desk"})
-        jobs.until(lambda s: s.get("artifact", {}).get("adapter"), 240, "green", "trained")
+        jobs.until(lambda s: s.get("artifact", {}).get("adapter"), 600, "green", "trained")
         told("green is trained")
-        jobs.phase("Succeeded", 300, "green")
+        jobs.phase("Succeeded", 600, "green")
         green = has_traffic(desk, "green", 10)
         told("green has the traffic")
         traffic.hears(sentence("green"), *KINDS, seconds=KEPT + 30)

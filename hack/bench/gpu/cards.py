@@ -8,7 +8,6 @@ the allocator, a display or other programs: the CUDA context and the loaded kern
 from dataclasses import dataclass
 
 from finetune_runtime.contract.fast_sizing import usable
-
 from finetune_runtime.contract.sizing import CONTEXT
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from finetune_runtime.contract.fast_path import FastPlan
-
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.fast_path import FastPlan
 from tests.gpu.measure_memory import MODELS, Architecture
 
 from .plans import plan_for

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from finetune_runtime.contract.fast_path import FastPlan, unsupported
-from finetune_runtime.contract.fast_sizing import RowLengths
-
 from finetune_runtime.contract import fast_sizing
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.fast_path import FastPlan, unsupported
+from finetune_runtime.contract.fast_sizing import RowLengths
 
 from .workload import Trained
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune_runtime.contract.fast_path import FAST_PLAN, FastOutcome, FastPlan, outcome_path
-
 from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.fast_path import FAST_PLAN, FastOutcome, FastPlan, outcome_path
 from finetune_runtime.hardware import Hardware
 from finetune_runtime.train.command import Inputs, arguments, environment
 
