@@ -44,7 +44,7 @@ class Case:
 
     @property
     def dropout(self) -> bool:
-        return self.tuning.get("lora", {}).get("dropout", "0") != "0"
+        return str(self.tuning.get("lora", {}).get("dropout", "0")) != "0"
 
 
 def kept(architecture: Architecture, *levels: int) -> list[int]:
