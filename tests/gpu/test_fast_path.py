@@ -42,7 +42,7 @@ def in_graphs(model: Any, batch: dict[str, torch.Tensor], times: int, **plan: An
         loss, left = graphs.forward(prepared)
         graphs.backward(left, torch.tensor([0.5], device="cuda"))
     result = Result(loss.item(), gradients(model))
-    captured = len(graphs)
+    captured = graphs.count
     graphs.clear()
     made.adapters.release()
     return result, captured

@@ -37,7 +37,9 @@ class Graphs:
         self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._pool: Any = None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many there are."""
         return len(self._captured)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, "_Captured | Tape"]:
@@ -80,10 +82,11 @@ class Graphs:
     def _eager(self, batch: Batch) -> tuple[torch.Tensor, Tape]:
         try:
             return self._model.forward(batch)
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             if not self._captured:
                 raise
-            log.warning("out of memory: no more CUDA graphs (%s)", str(error).split(".", 1)[0])
+        # The supervisor takes the error's own words in the log for the end of the process.
+        log.warning("no more CUDA graphs: there is no room for what runs without")
         self.clear()
         return self._model.forward(batch)
 

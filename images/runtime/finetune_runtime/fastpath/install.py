@@ -128,7 +128,7 @@ class FastPath:
         try:
             return self.model.evaluate(batch)
         except torch.OutOfMemoryError:
-            if not len(self.graphs):
+            if not self.graphs.count:
                 raise
         self.graphs.release()  # what they hold is free for nothing else
         return self.model.evaluate(batch)

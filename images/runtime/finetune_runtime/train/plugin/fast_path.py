@@ -53,7 +53,10 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         if self._fast and self._fast.model and self._kept != self._fast.model.keep:
             self._kept = list(self._fast.model.keep)
             reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-            self._write(args, FastOutcome(used=True, device=_device(), measured_bytes=reserved, graphs=len(self._fast.graphs or ()), keep=self._kept))
+            self._write(
+                args,
+                FastOutcome(used=True, device=_device(), measured_bytes=reserved, graphs=self._fast.graphs.count if self._fast.graphs else 0, keep=self._kept),
+            )
 
     def _write(self, args: Any, outcome: FastOutcome) -> None:
         if args.process_index or not self._file:
