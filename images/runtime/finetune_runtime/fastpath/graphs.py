@@ -112,9 +112,10 @@ class Graphs:
         inputs = {name: value.clone() for name, value in batch.items() if torch.is_tensor(value)}
         scale = torch.ones(1, dtype=torch.float32, device=self._model.word.device)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self._pool):
+        # Only what this thread does is looked at: the data loader's own thread pins memory meanwhile.
+        with torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
             loss, tape = self._model.forward_once(batch | inputs)
         self._pool = forward.pool()
-        with torch.cuda.graph(backward, pool=self._pool):
+        with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
             self._model.backward_once(tape, scale)
         return _Captured(forward, backward, inputs, scale, loss)
