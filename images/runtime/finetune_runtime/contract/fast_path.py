@@ -40,10 +40,9 @@ class FastPlan(Model):
     optimizer: str = Field(
         default="adamw_torch_fused", description="ms-swift's --optim: adamw_torch_fused or adamw_8bit, or what the job sets in its extra arguments."
     )
-    masters: Literal["none", "cpu", "stochastic"] = Field(
+    masters: Literal["none", "stochastic"] = Field(
         default="none",
-        description="How updates smaller than bfloat16's spacing are kept where the adapter is bfloat16. cpu: float32 copies in the host's memory; "
-        "stochastic: rounded up or down by chance.",
+        description="How updates smaller than bfloat16's spacing are kept where the adapter is bfloat16. stochastic: rounded up or down by chance.",
     )
     embedding_on_cpu: bool = Field(default=False, description="The embedding is in the host's memory; never where the head is the same tensor.")
     evaluation_batch: int = Field(default=1, ge=1, description="Rows at a time in evaluations, which are not on the fast path.")

@@ -60,7 +60,7 @@ class Numbers:
 
     lora_dtype: Literal["float32", "bfloat16"]
     optimizer: str
-    masters: Literal["none", "cpu", "stochastic"] = "none"
+    masters: Literal["none", "stochastic"] = "none"
 
 
 FULL = Numbers("float32", "adamw_torch_fused")
