@@ -114,8 +114,10 @@ class Bench(TrainerCallback):  # type: ignore[misc]  # ms-swift is untyped
 
 def exact_int8(model: Any) -> None:
     """8-bit layers multiply their dequantised weights in float32. LLM.int8 also rounds the activations, which is no reference for anything."""
+    from bitsandbytes.nn import Linear8bitLt
+
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt":
+        if isinstance(module, Linear8bitLt):  # PEFT has a class of this name around it
             module.forward = _exact(module)
 
 

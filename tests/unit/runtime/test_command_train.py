@@ -141,6 +141,9 @@ PLAN = FastPlan(
 )  # fmt: skip
 
 
+LOADERS = {"--dataloader_persistent_workers", "--dataloader_prefetch_factor"}
+
+
 def test_the_fast_path_s_plan_decides_what_it_is_about() -> None:
     found = flags(plan=PLAN, micro_batch=2)
     expected = {
@@ -154,9 +157,23 @@ def test_the_fast_path_s_plan_decides_what_it_is_about() -> None:
     }
     assert found.items() >= expected.items()
     usual = flags(micro_batch=2)
-    assert {name for name in found if name not in usual} == {"--lora_dtype", "--optim", "--dataloader_persistent_workers"}
+    assert {name for name in found if name not in usual} == {"--lora_dtype", "--optim", *LOADERS}
     assert (found["--dataloader_num_workers"], flags(CPU, plan=PLAN)["--dataloader_num_workers"]) == ("2", "0")
     assert "--per_device_eval_batch_size" not in flags(plan=PLAN, inputs=Inputs(INPUTS.model, INPUTS.dataset, "llama", "chatml", validation=False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "tokens", "expected"),
+    [
+        pytest.param(16, 1, 1024, "2", id="at least two"),
+        pytest.param(1, 16, 1024, "8", id="a step of small micro-batches"),
+        pytest.param(1, 64, 4096, "4", id="no more than shared memory has room for"),
+        pytest.param(1, 16, 32768, "2", id="very long rows"),
+    ],
+)
+def test_loaders_have_the_micro_batches_of_a_step_ready(rows: int, accumulation: int, tokens: int, expected: str) -> None:
+    found = flags(plan=PLAN.model_copy(update={"micro_batch": rows, "accumulation": accumulation, "row_tokens": tokens}))
+    assert (found["--dataloader_persistent_workers"], found["--dataloader_prefetch_factor"]) == ("false", expected)
 
 
 def test_only_the_trainer_names_a_plan() -> None:
