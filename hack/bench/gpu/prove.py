@@ -174,7 +174,7 @@ def prove_step_down(place: Place) -> Iterable[Line]:
 
 
 def prove_shutdown(place: Place) -> Iterable[Line]:
-    """How long the process lives on after the training's end, without and with workers that load the rows; torch waits for persistent ones (docs/benchmarks.md)."""
+    """How long the process lives on after the training's end, without and with workers that load the rows: torch waits for persistent ones."""
     model = make(MODELS["tiny"], place.folder / "model-tiny")
     rows = write_rows(model.directory, [64] * 64, place.folder / "shutdown")
     for name, extra in LOADERS.items():
