@@ -46,7 +46,7 @@ gpu-image: ## 20 steps of training in the image that ships
 	@hack/gpu-image.sh
 gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW, see CONTRIBUTING.md
 	@python3 -m pytest -c tests/runtime/pytest.ini --rootdir . tests/gpu
-bench-gpu: ## Training speed and memory beside plain ms-swift and Unsloth, on a CUDA GPU; BENCH='--cards 24 12 8', see docs/benchmarks.md
+bench-gpu: ## Training speed and memory beside plain ms-swift and Unsloth, on a CUDA GPU; BENCH='--cards 8 12 24', see docs/benchmarks.md
 	@python3 -m hack.bench.gpu $(BENCH)
 prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='exactness learning predictions step-down shutdown'
 	@python3 -m hack.bench.gpu.prove $(or $(PROOFS),exactness learning predictions step-down shutdown)
