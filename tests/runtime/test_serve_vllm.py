@@ -199,7 +199,7 @@ def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpo
     merging = MergeConfig(model=serving.model, storage=serving.storage, adapter=serving.adapter, uri="s3://trained/support/merged")
     merged = Pod("trainer-test", "merge", merging, directory, s3_server.environment).run().merged
     endpoint.stop()
-    config = serving.model_copy(update={"quantization": "Merged", "merged": merged, "cache": False})
+    config = serving.model_copy(update={"quantization": "Merged", "merged": merged, "others": None, "cache": False})
     elsewhere = pod_directory(directory.with_name("merged"))
     Pod("inference-cpu", "fetch", config, elsewhere, s3_server.environment).run()
     alone = Endpoint(config, elsewhere)

@@ -131,6 +131,9 @@ class EndpointRest:
         given_up = {(v.get("servedName", ""), sha(v)) for v in records.values() if v["role"] == "Rejected"}
         lost = [name for name, digest in digests(proposed).items() if now.get(name) != digest and (name, digest) not in given_up]
         over = [name for name in now if proposed and name not in proposed]
+        less = [digests(recorded(v)) for v in records.values() if v["role"] == "Rejected"]
+        if any(found.items() <= now.items() and not found.keys() & set(over) for found in less):
+            over = []  # what would be left cannot be served
         told = [*(f"{name or 'its own name'} is neither served nor given up" for name in lost), *(f"{name or 'its own name'} is served still" for name in over)]
         return "; ".join(told)
 

@@ -155,7 +155,7 @@ class TestNames:
         managers = [candidate_manager(proposed_name(proposal("team", "desk", {}, name))) for name in ("", "rooms", "bills")]
         assert (managers[0], len(set(managers))) == ("finetune-operator-candidate", 3)
 
-    REFUSED: tuple[tuple[str, tuple[Any, ...], dict[str, Any], str], ...] = (
+    REFUSED: tuple[tuple[str, tuple[dict[str, Any], ...], dict[str, Any], str], ...] = (
         ("Swift", (), {"engine": "Swift"}, "engine Swift serves one adapter only, so not rooms beside it: set its spec.engine to vLLM"),
         ("Merged", (), {"quantization": "Merged"}, "serves merged weights, which are one model, so not rooms beside it: set its spec.quantization"),
         ("full", tuple(OTHERS), {}, "has 15 names beside its own already, so rooms has no room: remove one from its spec.adapters"),
