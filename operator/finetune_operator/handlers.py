@@ -216,7 +216,7 @@ def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status:
     told = [spec.get("candidate") or {}, *(spec.get("adapters") or ()), *versions, *(other for v in versions for other in v.get("others") or ())]
     waiting = {found.get("job") for found in told}
     waiting |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
-    for job in waiting - {None, ""}:
+    for job in sorted(filter(None, waiting)):
         _enqueue(memo, "FineTuneJob", namespace, job)
 
 

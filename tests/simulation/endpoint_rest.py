@@ -134,6 +134,8 @@ class EndpointRest:
         less = [digests(recorded(v)) for v in records.values() if v["role"] == "Rejected"]
         if any(found.items() <= now.items() and not found.keys() & set(over) for found in less):
             over = []  # what would be left cannot be served
+        if len(over) == len(now):
+            over = []  # nothing would be left, and what comes in their place cannot be served
         told = [*(f"{name or 'its own name'} is neither served nor given up" for name in lost), *(f"{name or 'its own name'} is served still" for name in over)]
         return "; ".join(told)
 

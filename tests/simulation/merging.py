@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .serving import Servers
 
 SHARE = 0.3  # of the schedules about endpoints
-SERVED = "a merged version serves what was merged of its adapter"
 
 
 def merges(seed: int) -> bool:
@@ -44,7 +43,7 @@ class Merges:
             return
         adapter = config.adapter.manifest_sha256
         if config.merged != merged_of(adapter) or adapter not in self.committed:
-            fail(SERVED, f"a pod serves {config.merged} of adapter {adapter[:8]}")
+            fail("a merged version serves what was merged of its adapter", f"a pod serves {config.merged} of adapter {adapter[:8]}")
 
 
 def check_job(job: Raw, endpoint: Raw) -> None:

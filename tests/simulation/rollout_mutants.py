@@ -10,7 +10,7 @@ from finetune_operator.plan.gate import Gate, Verdict
 from finetune_operator.plan.merge import Merge, Stand
 from finetune_operator.reasons import Reason
 
-from .merging import SERVED, merged_of
+from .merging import merged_of
 from .mutants import Mutant, _around, _set
 from .watches import WATCHED
 
@@ -83,7 +83,7 @@ ROLLOUT_MUTANTS = (
     Mutant("what is given up keeps its pods", _around(endpoint, "_plan", _keeps_all), ("nothing is left of versions that went",), _ROLLING),
     Mutant("nothing is ever given up", _around(rollout, "_starting", _patient), ("every rollout ends or says what it waits for",), {**_BUSY, "bad_versions": 0.6}),
     Mutant("a version is forgotten when the next one comes", _around(versions.Versions, "move", _skips), ("roles change along their ways",), _ROLLING),
-    Mutant("nobody waits for the merge", _set(rollout, "merge", _at_once), (SERVED,), _MERGED),
+    Mutant("nobody waits for the merge", _set(rollout, "merge", _at_once), ("a merged version serves what was merged of its adapter",), _MERGED),
     Mutant("what is merged is forgotten", _set(rollout, "is_missing", lambda spec, _: spec.quantization == "Merged"), ("a merged adapter counts",), _MERGED),
     Mutant("nobody watches", _set(endpoint, "watch", lambda *_: None), ("a crash soon after the switch gives the traffic back",), _CRASHING),
     Mutant("a new name takes the place of all others", _around(choice, "served", _alone), ("an adapter is served until a user takes it away",), _NAMED),

@@ -85,7 +85,7 @@ class ModelEndpointSpec(Model):
         max_length=MAX_ADAPTERS,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         description="Adapters that the same pods serve beside that of candidate, under names of their own: proposed by FineTuneJobs with another "
-        "inference.servedName, or by hand. Remove one, and it is served no more.",
+        "inference.servedName, or by hand. Remove one, and it is served no more as soon as there is something else to serve.",
     )
 
 

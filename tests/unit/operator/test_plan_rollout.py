@@ -261,6 +261,19 @@ class TestPinned:
         plan = story.look()
         assert (story.traffic(), [b for b in plan.apply if b["kind"] == "Deployment" and b["metadata"]["name"] == old]) == (old, [])
 
+    def test_a_job_by_its_name_is_the_version_of_it_that_had_the_traffic(self) -> None:
+        story = Story(strategy={"watchSeconds": 0})
+        story.serving("a")
+        story.serving("b")
+        story.look(10)
+        story.spec |= {"maxLength": 64, "candidate": candidate("a")}
+        story.look()
+        story.spec["candidate"] = candidate("c")
+        story.look()  # a newer version of job a was on its way, and never had it
+        story.spec["version"] = "a"
+        story.look()
+        assert (story.progress()[0], story.progress()[1] == "VersionNotFound") == ("True", False)
+
     def test_new_candidates_wait_behind_a_pin(self) -> None:
         story = Story(version="a", candidate=candidate("a"))
         story.look()
