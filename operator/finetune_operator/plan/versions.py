@@ -111,9 +111,9 @@ class Versions:
         return self._known.get(name)
 
     def named(self, wish: str) -> VersionStatus | None:
-        """A version by its name, or the newest one of a job; versions with pods first, then those that have had the traffic."""
+        """A version by its name, or one of a job: those that have had the traffic first, of them those with pods, and the newest."""
         found = [v for v in self._known.values() if wish in (v.name, v.job)]
-        return max(found, key=lambda v: (v.name == wish, v.role in _WITH_PODS, v.trusted, v.since), default=None)
+        return max(found, key=lambda v: (v.name == wish, v.trusted, v.role in _WITH_PODS, v.since), default=None)
 
     def having(self, *roles: Role) -> list[VersionStatus]:
         """Versions in these roles, those that came into them last first."""
