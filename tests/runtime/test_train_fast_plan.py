@@ -1,13 +1,19 @@
 """The fast path under the supervisor: planned, answered, remembered by checkpoints and gone on from by the next pod. On a CPU, in plain torch."""
 
+from collections.abc import Callable
+
 from finetune_runtime import artefacts
+from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit
 from finetune_runtime.s3.store import Store
 from tests.runtime.support import MakeConfig, Pods
 
 
-def test_a_job_that_requires_the_fast_path_takes_it_and_goes_on_with_it(pods: Pods, job_config: MakeConfig, store: Store) -> None:
+def test_a_job_that_requires_the_fast_path_takes_it_and_goes_on_with_it(
+    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], store: Store
+) -> None:
     config = job_config(training={"fastPath": "Required", "gradientCheckpointing": "Off"})
+    commit_dataset(config)
     first = pods.start(config)
     first.wait_for("'global_step/max_steps': '6/20'")
     first.process.terminate()

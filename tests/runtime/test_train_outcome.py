@@ -11,7 +11,7 @@ from finetune_runtime.s3.store import Store
 from tests.runtime.support import MakeConfig, Pods, Proxy, Server, metrics, steps
 
 # So high that the evaluation loss soon rises again.
-OVERSHOOTING = {"learningRate": "0.03", "epochs": 2, "evalSteps": 5}
+OVERSHOOTING = {"learningRate": "0.1", "epochs": 2, "evalSteps": 5}
 
 
 def weights(manifest: Manifest | None) -> str:
