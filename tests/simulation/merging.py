@@ -72,7 +72,7 @@ class Merging:
         if self.ended:
             return
         world, nature = self.servers.world, self.servers.adapters.of(self.adapter)
-        if nature.kind == "unreadable" and digest(self.adapter)[0] in "01234567":  # the others are damaged only where they are served
+        if nature.kind == "unreadable":
             self._end(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG)
         elif world.chance(self.servers.weather.pod_failure):
             self._end(world.random.choice((1, 137, Exit.STORAGE_UNAVAILABLE)), None)
