@@ -35,8 +35,8 @@ stage lint make --no-print-directory lint
 stage types make --no-print-directory types
 stage layers make --no-print-directory layers
 stage unit make --no-print-directory unit
-stage simulation .venv/bin/pytest tests/simulation
-stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-10000}"
+stage simulation .venv/bin/pytest -n 2 tests/simulation
+stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-5000}"
 stage generated make --no-print-directory generated
 wait "$early" || true # what went wrong happens again in the next line, where it is seen
 stage images images/build.sh "${images[@]}" s3
