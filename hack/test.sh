@@ -45,7 +45,6 @@ stage gpu-image make --no-print-directory gpu-image
 stage integration make --no-print-directory integration
 stage crash make --no-print-directory test-crash KILLS=12
 stage e2e make --no-print-directory e2e
-stage test-rollout .venv/bin/pytest -q -s tests/rollout # on the cluster that e2e has brought up to date, and with an adapter that it has trained
 [ -n "${KEEP_CLUSTER:-}" ] || tests/devcluster/down
 
 say "summary"
