@@ -175,8 +175,6 @@ class EndpointUsers(Users):
         super()._meddle(what, raw)
         if raw["kind"] in ("Service", "Deployment", "ConfigMap", "Job", "HTTPRoute"):
             self.rollouts.meddled = self._world.now
-        if what == "deletes" and raw["kind"] in ("Deployment", "Job"):
-            self.rollouts.deleted.add(raw["metadata"]["name"])
 
     def _kill_pod(self, _: Raw) -> None:
         self._delete_child("Pod")

@@ -141,6 +141,8 @@ class Users:
         self.invariants.meddled = self._world.now
         self._world.note("user", f"{what} {raw['kind']} {raw['metadata']['name']}")
         self._world.hits.add(f"user {what} {raw['kind']}")
+        if what == "deletes" and raw["kind"] in ("Deployment", "Job"):
+            self.rollouts.deleted.add(raw["metadata"]["name"])
 
     def _delete_child(self, kind: str) -> None:
         if raw := self._child(kind):

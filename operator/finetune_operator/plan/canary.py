@@ -176,9 +176,10 @@ def objects(rollout: "Rollout", made: Iterable[str]) -> tuple[Body, ...]:
     return (*missing, build_route.route(owner, canary, weights))
 
 
-def leftovers(seen: EndpointState) -> tuple[Ref, ...]:
-    """The HTTPRoute of a strategy that was."""
-    gone = seen.route if asked(seen) is None else None
+def leftovers(rollout: "Rollout") -> tuple[Ref, ...]:
+    """The HTTPRoute of a strategy that was, or of a version that went before it was on record that it had the traffic."""
+    seen = rollout.seen
+    gone = seen.route if asked(seen) is None or not shares(rollout) else None
     return (Ref(names.GATEWAY_API, "HTTPRoute", gone.name, gone.uid),) if gone and gone.owner_uid == seen.owner.uid else ()
 
 

@@ -110,7 +110,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     keep = {v.name for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
-    delete = [*canary.leftovers(seen), *(ref for d in over for ref in _all_of(d.name, d.uid))]
+    delete = [*canary.leftovers(rollout), *(ref for d in over for ref in _all_of(d.name, d.uid))]
     delete += [ref for name in _given_up(rollout) if name not in {d.name for d in over} for ref in _all_of(name)]
     asked = _evaluation(rollout, settings)
     return Plan(

@@ -297,6 +297,14 @@ class TestGateway:
         assert "Routed" not in [c["type"] for c in found.status["conditions"]]
         assert found.look().delete == ()
 
+    def test_a_route_to_a_version_that_went_before_its_traffic_was_on_record_goes_too(self) -> None:
+        found = Story(strategy={"type": "Canary", "canary": CANARY, "timeoutSeconds": 60}, candidate=candidate("a"))
+        found.look()
+        found.route = RouteView("support", "uid-1", "route-1", accepted=True)
+        plan = found.look(100)
+        assert found.roles() == {"a": "Rejected"}
+        assert [(ref.kind, ref.uid) for ref in plan.delete if ref.kind == "HTTPRoute"] == [("HTTPRoute", "route-1")]
+
     def test_the_route_has_every_field_that_the_api_server_would_fill_in(self) -> None:
         found = in_steps()
         route = next(b for b in found.plan.apply if b["kind"] == "HTTPRoute")
