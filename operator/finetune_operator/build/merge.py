@@ -16,7 +16,7 @@ from .meta import metadata
 from .pod import annotated_config, container, model_env, node_disk, pod_spec, source_volumes, storage_env
 
 # It works on a few million numbers at a time, whatever the size of the model; the rest is for libraries and what the kernel keeps of files.
-CPU = "2"
+CPU = "1"
 RESOURCES = {"requests": {"cpu": CPU, "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
 RETRIES = 6  # by the Job's controller, after crashes and while storage is down: about ten minutes
 LONGEST = 12 * 3600  # seconds: hundreds of gigabytes over a slow line
