@@ -25,7 +25,7 @@ stage() {
 images=(operator trainer-cpu trainer-test inference-cpu)
 hack/venv.sh
 tests/devcluster/install
-# Building images waits for downloads most of the time, compiling Kubernetes never does: side by side they take little more than one of them.
+# Building images waits for downloads, compiling Kubernetes for the processors: side by side.
 setsid images/build.sh "${images[@]}" > "$cache/log/test-images-early.log" 2>&1 &
 early=$!
 trap 'kill -- -$early 2> /dev/null || true' EXIT
@@ -38,7 +38,8 @@ stage unit make --no-print-directory unit
 stage simulation .venv/bin/pytest -n 2 tests/simulation
 stage simulate make --no-print-directory simulate SEEDS="${SIMULATE_SEEDS:-5000}"
 stage generated make --no-print-directory generated
-wait "$early" || true # what went wrong happens again in the next line, where it is seen
+wait "$early" || true # what went wrong happens again below, where it is seen
+trap - EXIT            # the number may be somebody else's by now
 stage images images/build.sh "${images[@]}" s3
 stage runtime make --no-print-directory runtime
 stage gpu-image make --no-print-directory gpu-image

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,6 @@ def main() -> None:
 
 
 def profiled(run: Run) -> Run:
-    from dataclasses import replace
-
     return replace(run, steps=run.steps + 1, probe={**run.probe, "profile_step": run.steps + 1})
 
 

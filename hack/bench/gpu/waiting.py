@@ -6,10 +6,10 @@ So the imports of the next training, seconds on a slow processor, run beside the
 import runpy
 import sys
 
-import bitsandbytes  # noqa: F401
-import peft  # noqa: F401
-import transformers  # noqa: F401
-from swift.pipelines import sft_main  # noqa: F401
+import bitsandbytes  # noqa: F401  loaded for the process that this becomes
+import peft  # noqa: F401  loaded for the process that this becomes
+import transformers  # noqa: F401  loaded for the process that this becomes
+from swift.pipelines import sft_main  # noqa: F401  loaded for the process that this becomes
 
 
 def main() -> None:

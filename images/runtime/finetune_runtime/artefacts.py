@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from .contract.artefact import CHECKPOINTS_DIR, MANIFEST, FileEntry, Manifest, checkpoint_step
+from .contract.artefact import CHECKPOINTS_DIR, MANIFEST, FileEntry, Kind, Manifest, checkpoint_step
 from .contract.config import AdapterRef
 from .contract.result import Exit, Reason, StepError
 from .s3.errors import ObjectNotFound
@@ -82,6 +82,16 @@ def load(store: Store, uri: str) -> Manifest | None:
     """The manifest of a complete directory, None for one that is not complete. Raises ArtefactCorruptError."""
     found = committed(store, uri)
     return found[0] if found else None
+
+
+def load_adapter(store: Store, uri: str) -> Manifest:
+    """The manifest of an adapter. Raises StepError InvalidConfig where there is none, ArtefactCorruptError."""
+    manifest = load(store, uri)
+    if manifest is None:
+        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, f"{uri} holds no committed adapter: correct its URI, or train it again.")
+    if manifest.kind is not Kind.ADAPTER:
+        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{uri} is a {manifest.kind}, not an Adapter: name the directory adapter of a job.")
+    return manifest
 
 
 def committed(store: Store, uri: str) -> tuple[Manifest, AdapterRef] | None:

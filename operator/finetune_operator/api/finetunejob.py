@@ -136,7 +136,7 @@ class FineTuneJobSpec(Model):
         {
             "rule": "!has(self.inference) || self.inference.quantization != 'Merged' || !has(self.evaluation) || !self.evaluation.notWorseThanBase",
             "fieldPath": ".evaluation",
-            **NO_BASE,
+            "message": NO_BASE,
         },
     )
     model: ModelSpec = Field(description="The base model.")

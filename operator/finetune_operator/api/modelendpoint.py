@@ -38,7 +38,7 @@ class ModelEndpointSpec(Model):
     """What is served and how. A candidate that answers and passes the gate gets the traffic."""
 
     model_config = rules(
-        {"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", **NO_BASE},
+        {"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", "message": NO_BASE},
         {
             "rule": "self.quantization != 'Merged' || size(self.adapters) == 0",
             "message": "merged weights are one model: set spec.quantization to AsTrained or None, or give each adapter an endpoint of its own",

@@ -13,15 +13,15 @@ from .meta import ObjectName
 PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
+_NOT_BASE = {"x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]}
+
 ServedName = Annotated[
     str,
     Field(
         max_length=128,
         pattern=r"^([A-Za-z0-9][-A-Za-z0-9_./:@]*)?$",
         description="Model name in the OpenAI API; empty: the endpoint's name. The base model is served as 'base'.",
-        json_schema_extra={
-            "x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]
-        },
+        json_schema_extra=_NOT_BASE,
     ),
 ]
 
@@ -33,9 +33,7 @@ AdapterName = Annotated[
         max_length=128,
         pattern=r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$",
         description="Model name in the OpenAI API.",
-        json_schema_extra={
-            "x-kubernetes-validations": [{"rule": f"self != '{SERVED_BASE}'", "message": f"'{SERVED_BASE}' is the base model's name: choose another one"}]
-        },
+        json_schema_extra=_NOT_BASE,
     ),
 ]
 
@@ -68,9 +66,7 @@ ServingQuantization = Annotated[
         "Merged: the adapter is merged into the 16-bit base first, which any engine serves at full speed; answers may differ, and no 'base' is beside it."
     ),
 ]
-NO_BASE: dict[str, Any] = {
-    "message": "notWorseThanBase needs the base model beside the adapter, which quantization Merged does not serve: use notWorseThanCurrent",
-}
+NO_BASE = "notWorseThanBase needs the base model beside the adapter, which quantization Merged does not serve: use notWorseThanCurrent"
 
 
 class ParentRef(Model):

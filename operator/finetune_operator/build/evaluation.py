@@ -8,10 +8,9 @@ from finetune_operator.api.modelendpoint import ModelEndpointSpec, ServedAdapter
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import SERVED_BASE, DriftConfig, EvaluateConfig, JobRef, Target, judge_key
 from finetune_runtime.contract.evaluation import Evaluation
-from finetune_runtime.contract.result import Exit
 
 from .config import config_map
-from .meta import metadata
+from .errand import errand, errand_labels
 from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
 from .serving import version_url
 
@@ -19,12 +18,10 @@ RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory"
 SCRATCH = "10Gi"  # a file of prompts
 RETRIES = 3  # by the Job's controller, after crashes and while storage is down
 LONGEST = 12 * 3600  # seconds: thousands of prompts to a large model on one GPU
-_FINAL = [int(code) for code in (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)]
 
 
 def _labels(owner: Owner) -> dict[str, str]:
-    """No version label: a Service selects its pods by that, and this pod answers nobody."""
-    return names.labels(owner.name, "evaluation", **{names.LABEL_ENDPOINT: owner.name, names.LABEL_STEP: names.EVALUATE})
+    return errand_labels(owner, "evaluation", names.EVALUATE)
 
 
 def evaluate_config(
@@ -70,22 +67,4 @@ def evaluation_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, na
     pod = pod_spec(
         settings, names.evaluation_config(version), node_disk(SCRATCH), volumes, restartPolicy="Never", terminationGracePeriodSeconds=10, containers=[main]
     )
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata(owner, name, _labels(owner)),
-        "spec": {
-            "completions": 1,
-            "parallelism": 1,
-            "backoffLimit": RETRIES,
-            "activeDeadlineSeconds": LONGEST,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {"action": "FailJob", "onExitCodes": {"containerName": names.CONTAINER, "operator": "In", "values": _FINAL}},
-                ]
-            },
-            "template": {"metadata": {"labels": _labels(owner)}, "spec": pod},
-        },
-    }
+    return errand(owner, name, _labels(owner), pod, retries=RETRIES, seconds=LONGEST)

@@ -9,10 +9,9 @@ from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.artefact import MERGED_DIR
 from finetune_runtime.contract.config import AdapterRef, MergeConfig
-from finetune_runtime.contract.result import Exit
 
 from .config import threads
-from .meta import metadata
+from .errand import errand, errand_labels
 from .pod import annotated_config, container, model_env, node_disk, pod_spec, source_volumes, storage_env
 
 # It works on a few million numbers at a time, whatever the size of the model; the rest is for libraries and what the kernel keeps of files.
@@ -20,12 +19,10 @@ CPU = "1"
 RESOURCES = {"requests": {"cpu": CPU, "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
 RETRIES = 6  # by the Job's controller, after crashes and while storage is down: about ten minutes
 LONGEST = 12 * 3600  # seconds: hundreds of gigabytes over a slow line
-_FINAL = [int(code) for code in (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID)]
 
 
 def _labels(owner: Owner) -> dict[str, str]:
-    """No version label: a Service selects its pods by that, and this pod answers nobody."""
-    return names.labels(owner.name, "merge", **{names.LABEL_ENDPOINT: owner.name, names.LABEL_STEP: names.MERGE})
+    return errand_labels(owner, "merge", names.MERGE)
 
 
 def merge_config(owner: Owner, spec: ModelEndpointSpec, adapter: AdapterRef) -> MergeConfig:
@@ -43,23 +40,4 @@ def merge_job(owner: Owner, spec: ModelEndpointSpec, settings: Settings, name: s
         settings, annotated_config(), node_disk(spec.resources.scratch), volumes, restartPolicy="Never", terminationGracePeriodSeconds=10, containers=[main]
     )
     config = json.dumps(merge_config(owner, spec, adapter).dump(), sort_keys=True)
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": metadata(owner, name, _labels(owner)),
-        "spec": {
-            "completions": 1,
-            "parallelism": 1,
-            "backoffLimit": RETRIES,
-            "activeDeadlineSeconds": LONGEST,
-            # A new pod only after the old one is gone: two would upload to the same place.
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {"action": "FailJob", "onExitCodes": {"containerName": names.CONTAINER, "operator": "In", "values": _FINAL}},
-                ]
-            },
-            "template": {"metadata": {"labels": _labels(owner), "annotations": {names.ANNOTATION_CONFIG: config}}, "spec": pod},
-        },
-    }
+    return errand(owner, name, _labels(owner), pod, retries=RETRIES, seconds=LONGEST, annotations={names.ANNOTATION_CONFIG: config})

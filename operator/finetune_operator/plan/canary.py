@@ -179,7 +179,7 @@ def objects(rollout: "Rollout", made: Iterable[str]) -> tuple[Body, ...]:
 def leftovers(rollout: "Rollout") -> tuple[Ref, ...]:
     """The HTTPRoute of a strategy that was, or of a version that went before it was on record that it had the traffic."""
     seen = rollout.seen
-    gone = seen.route if asked(seen) is None or not shares(rollout) else None
+    gone = None if shares(rollout) else seen.route
     return (Ref(names.GATEWAY_API, "HTTPRoute", gone.name, gone.uid),) if gone and gone.owner_uid == seen.owner.uid else ()
 
 

@@ -32,11 +32,6 @@ def version_of(endpoint: str, spec: ModelEndpointSpec, adapters: Mapping[str, Ad
     return names.endpoint_version(endpoint, json.dumps(content, sort_keys=True))
 
 
-def version_name(endpoint: str, spec: ModelEndpointSpec, adapter: AdapterRef, settings: Settings) -> str:
-    """Name of the version that this spec makes of an adapter alone."""
-    return version_of(endpoint, spec, {"": adapter}, settings)
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """What one adapter of a version has to pass."""

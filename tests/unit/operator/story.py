@@ -6,7 +6,7 @@ from finetune_operator.api.modelendpoint import Candidate, ModelEndpointSpec
 from finetune_operator.observe import DeploymentView, Ended, JobView, PodView, RouteView
 from finetune_operator.plan.endpoint import decide
 from finetune_operator.plan.types import Plan
-from finetune_operator.plan.versions import version_name
+from finetune_operator.plan.versions import version_of
 
 from .makers import NOW, SETTINGS, SPEC, START, endpoint_state
 
@@ -38,7 +38,7 @@ class Story:
     def name(self, letter: str) -> str:
         """Version that today's spec makes of an adapter."""
         spec = ModelEndpointSpec.model_validate(self.spec)
-        return version_name("support", spec, Candidate.model_validate(candidate(letter)).adapter, SETTINGS)
+        return version_of("support", spec, {"": Candidate.model_validate(candidate(letter)).adapter}, SETTINGS)
 
     def look(self, seconds: float = 1.0, **fields: Any) -> Plan:
         """Decide, and let the cluster carry it out."""

@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.modelendpoint import ModelEndpointStatus
 from finetune_operator.observe import DeploymentView
 from finetune_operator.plan.endpoint import decide
-from finetune_operator.plan.versions import version_name
+from finetune_operator.plan.versions import version_of
 from finetune_runtime.contract.config import AdapterRef
 
 from .makers import ADAPTER, NOW, SETTINGS, condition, ended, endpoint_state, result
@@ -19,7 +19,7 @@ NEW = {"job": "support", "jobUid": "uid-2", "adapter": ADAPTER}
 
 def wanted(**spec: Any) -> str:
     seen = endpoint_state(spec={"candidate": NEW, **spec})
-    return version_name("support", seen.spec, AdapterRef.model_validate(ADAPTER), SETTINGS)
+    return version_of("support", seen.spec, {"": AdapterRef.model_validate(ADAPTER)}, SETTINGS)
 
 
 def deployment(name: str, ready: int = 0, **fields: Any) -> DeploymentView:
@@ -66,7 +66,7 @@ def test_only_replicas_change_without_a_new_version() -> None:
     assert wanted() == wanted(replicas=5) == wanted(gate={"prompts": []}, keepPrevious=2, version="x", strategy={"type": "Recreate"}, autoRollback=False)
     assert len({wanted(), wanted(engine="Swift"), wanted(maxLength=64), wanted(quantization="None"), wanted(servedName="x")}) == 5
     other = AdapterRef.model_validate({**ADAPTER, "manifestSha256": "c" * 64})
-    assert version_name("support", endpoint_state().spec, other, SETTINGS) != wanted()
+    assert version_of("support", endpoint_state().spec, {"": other}, SETTINGS) != wanted()
 
 
 def test_scaled_to_zero_is_said_plainly_and_takes_the_version_over() -> None:

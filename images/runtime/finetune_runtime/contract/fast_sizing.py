@@ -5,7 +5,7 @@ I inner size of the MLP, Q all query heads, K all key heads (as many numbers as 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil, sqrt
 from typing import Literal
@@ -137,7 +137,7 @@ def requirement(job: Job) -> Estimate:
     """Memory that one GPU must have for the job to run at all: with the rows at a time that it asks for, or with one where it leaves that to us."""
     found = smallest(job)
     if isinstance(job.training.micro_batch_size, int):
-        found = Setting(_sizes(job)[0], found.keep, found.numbers, found.embedding_on_cpu)
+        found = replace(found, micro_batch=_sizes(job)[0])
     return estimate(job, found)
 
 
@@ -156,10 +156,11 @@ def estimate(job: Job, setting: Setting, *, tokens: int | None = None) -> Estima
     embedding = 0 if shape.tie_word_embeddings else shape.vocabulary_size * shape.hidden_size * 2
     tables = (shape.embedding_parameters + shape.other_parameters) * 2
     base, adapter = base_bytes(shape, tuning), trained * width
-    kept, layer = _layers(shape, rank, tokens, setting.keep, dropout=float(tuning.lora.dropout) > 0)
+    dropout = float(tuning.lora.dropout) > 0
+    kept, layer = _layers(shape, rank, tokens, setting.keep, dropout=dropout)
     # The gradient of the logits is formed with them: two chunks are there when one follows another, and three hidden states of the last layer.
     loss = 2 * loss_tokens(tokens) * shape.vocabulary_size * 2 + 3 * tokens * shape.hidden_size * 2
-    churn = _passing(shape, rank, min(setting.keep), dropout=float(tuning.lora.dropout) > 0) * tokens
+    churn = _passing(shape, rank, min(setting.keep), dropout=dropout) * tokens
     holes = _HOLES[tuning.quantization.bits] * 2 * shape.largest_linear if tuning.method == "QLoRA" else 0
     overhead = _WORKSPACE + churn + holes
     growth = _GRAPH_GROWTH * max(0, _graphs(job, setting) - 1)  # by micro-batches that are graphs, so by the short ones only
@@ -176,7 +177,8 @@ def estimate(job: Job, setting: Setting, *, tokens: int | None = None) -> Estima
         overhead=overhead + int(growth * min(1, GRAPH_TOKENS / tokens) * (kept + max(layer, loss))),
     )
     # Before the first step the whole embedding is on the GPU.
-    return step if step.reserved >= (loaded := base + tables + adapter + _LOADING) else _with_overhead(step, loaded - step.reserved)
+    short = base + tables + adapter + _LOADING - step.reserved
+    return replace(step, overhead=step.overhead + short) if short > 0 else step
 
 
 def loss_tokens(tokens: int) -> int:
@@ -193,10 +195,6 @@ def numbers_of(chosen: FastPlan) -> Numbers:
 def required(job: Job) -> int:
     """What the GPU must have free in all."""
     return int(requirement(job).reserved * job.correction) + CONTEXT
-
-
-def _with_overhead(found: Estimate, more: int) -> Estimate:
-    return Estimate(**{**found.parts, "overhead": found.overhead + more})
 
 
 def _attention_sizes(shape: ModelShape) -> tuple[int, int]:

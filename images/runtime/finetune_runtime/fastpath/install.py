@@ -124,7 +124,7 @@ class FastPath:
 
     def _evaluate(self, batch: batches.Batch) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.model  # noqa: S101  for the type checker
-        assert self.graphs  # noqa: S101
+        assert self.graphs  # noqa: S101  likewise
         try:
             return self.model.evaluate(batch)
         except torch.OutOfMemoryError:
@@ -184,7 +184,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped
     """The one node of autograd: forward and backward of the micro-batch. anchor: a leaf that makes autograd come back to us; its gradient is of no interest."""
 
     @staticmethod
-    def forward(context: Any, anchor: torch.Tensor, graphs: Graphs, batch: batches.Batch) -> torch.Tensor:  # noqa: ARG004
+    def forward(context: Any, anchor: torch.Tensor, graphs: Graphs, batch: batches.Batch) -> torch.Tensor:  # noqa: ARG004  autograd's signature
         loss, context.left = graphs.forward(batch)
         context.graphs = graphs
         return loss

@@ -173,13 +173,10 @@ def _upload(store: Store, path: Path, uri: str) -> FileEntry:
 
 def _trained(config: MergeConfig, store: Store) -> Manifest:
     """The adapter's manifest. Raises StepError InvalidConfig for what is no adapter of this base."""
-    trained = artefacts.load(store, config.adapter.uri)
-    if trained is None:
-        raise _invalid(Reason.MODEL_NOT_FOUND, f"{config.adapter.uri} holds no committed adapter: correct its URI, or train it again.")
-    if trained.kind is not Kind.ADAPTER:
-        raise _invalid(Reason.INVALID_CONFIG, f"{config.adapter.uri} is a {trained.kind}, not an Adapter.")
+    trained = artefacts.load_adapter(store, config.adapter.uri)
     if trained.base_model != config.model.source:
-        raise _invalid(
+        raise StepError(
+            Exit.INVALID_CONFIG,
             Reason.INVALID_CONFIG,
             f"{config.adapter.uri} was trained on {trained.base_model}, the endpoint serves {config.model.source}: it is merged into its own base only. "
             "Set the endpoint's model to it, or create another endpoint.",
@@ -194,10 +191,6 @@ def _json(path: Path) -> Mapping[str, Any]:
         message = f"{path.name} of the base model cannot be read ({type(error).__name__}): correct spec.model.source, or upload the model again."
         raise StepError(Exit.MODEL_INVALID, Reason.MODEL_INVALID, message) from error
     return dict(found)
-
-
-def _invalid(reason: Reason, message: str) -> StepError:
-    return StepError(Exit.INVALID_CONFIG, reason, message)
 
 
 def _result(ref: AdapterRef, message: str) -> StepResult:

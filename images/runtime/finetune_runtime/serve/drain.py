@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_runtime.contract.config import DRAINING, SCRATCH_DIR
 
-# Seconds after which a connection has had its time. A new one costs a client with a request per second less than a thousandth of its time.
+# Seconds after which a connection has had its time: well within the strategy's watchSeconds, so that the pods it leads to are still there.
 MAX_AGE = 15.0
 
 Message = MutableMapping[str, Any]

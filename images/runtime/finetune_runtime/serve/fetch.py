@@ -25,7 +25,7 @@ def run(config: ServeConfig) -> StepResult:
     """Fetches them. Cheap checks come before large downloads. Raises StepError."""
     scratch = Path(os.environ.get("FINETUNE_SCRATCH", SCRATCH_DIR))
     store = Store(config.storage)
-    manifests = [_manifest(named.adapter.uri, store) for named in config.adapters]
+    manifests = [artefacts.load_adapter(store, named.adapter.uri) for named in config.adapters]
     for named, found in zip(config.adapters, manifests, strict=True):
         check_served(config.model_copy(update={"served_name": named.name, "adapter": named.adapter}), found)
     check_together(config, manifests)
@@ -83,12 +83,3 @@ def _told(config: ServeConfig, spec: ModelSpec, model: Local, *, samples: bool) 
     note = "" if samples else " The adapter has no parity samples, as those of older releases: prompts are not compared with the training's."
     uris = [named.adapter.uri for named in config.adapters]
     return f"{', '.join(uris)} {'is' if len(uris) == 1 else 'are'} verified. {spec.source} is {base}.{note}"
-
-
-def _manifest(uri: str, store: Store) -> Manifest:
-    manifest = artefacts.load(store, uri)
-    if manifest is None:
-        raise StepError(Exit.INVALID_CONFIG, Reason.MODEL_NOT_FOUND, f"{uri} holds no committed adapter: correct its URI, or train it again.")
-    if manifest.kind is not Kind.ADAPTER:
-        raise StepError(Exit.INVALID_CONFIG, Reason.INVALID_CONFIG, f"{uri} is a {manifest.kind}, not an Adapter.")
-    return manifest

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class FastPath:
         job = self._job
         measured = self._outcome.measured_bytes if self._outcome else 0
         factor = max(1.0, _within(job.correction * measured / self._plan.predicted_bytes)) if measured and self._plan and self._plan.predicted_bytes else 0
-        return Job(job.shape, job.tuning, job.training, job.rows, job.gpus, numbers, max(job.correction, factor))
+        return replace(job, numbers=numbers, correction=max(job.correction, factor))
 
     def _lacking(self, hardware: Hardware) -> str:
         if hardware.cpu_only:
