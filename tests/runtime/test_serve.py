@@ -169,7 +169,7 @@ def test_readiness_remembers_its_proof_and_then_asks_for_health_only(endpoint: E
     assert (endpoint.directory / "scratch/.ready").exists()
     started = time.monotonic()
     assert endpoint.ready().returncode == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_the_engine_sees_the_prompts_that_the_training_had(endpoint: Endpoint) -> None:

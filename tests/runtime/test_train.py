@@ -206,7 +206,7 @@ def test_sigterm_while_the_model_loads_ends_at_once(pods: Pods, config: JobConfi
     started = time.monotonic()
     pod.process.terminate()
     result = pod.end(Exit.INTERRUPTED)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert result.train is not None
     assert (result.train.committed_step, steps(store, config)) == (0, [])
 
@@ -249,7 +249,7 @@ def test_sigterm_while_inputs_are_fetched_ends_at_once(pods: Pods, config: JobCo
     started = time.monotonic()
     pod.process.terminate()
     pod.end(Exit.INTERRUPTED)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     proxy.close()
 
 
@@ -263,7 +263,7 @@ def test_sigterm_that_the_kernel_gives_to_another_thread_is_noticed_too(pods: Po
     other = next(thread.name for thread in Path(f"/proc/{pid}/task").iterdir() if thread.name != str(pid))
     assert ctypes.CDLL(None).syscall(TGKILL, pid, int(other), int(signal.SIGTERM)) == 0
     pod.end(Exit.INTERRUPTED)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     proxy.close()
 
 

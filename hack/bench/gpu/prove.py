@@ -1,6 +1,7 @@
 """Proofs on a GPU that the fast path is exact, learns, fits, comes down and shares its work.
 
     python3 -m hack.bench.gpu.prove exactness learning predictions step-down shutdown two-gpus [--seconds 540] [--results FILE]
+    python3 -m hack.bench.gpu.prove real-text --model DIRECTORY [--cpu]
 
 Prints a JSON line for each finding; ends with `PROOF checks=N failed=M`.
 """
@@ -23,7 +24,7 @@ from finetune_runtime import hardware
 from finetune_runtime.hardware import Hardware
 from tests.gpu.measure_memory import MODELS, Architecture, roomy
 
-from . import exactness, learning, predictions
+from . import exactness, learning, predictions, real_text
 from .cards import GIB, Card, named
 from .plans import plan_for
 from .trainings import ROOT, Result, Run, Started, dump, job
@@ -68,6 +69,7 @@ class Place:
     length: int
     only: str = ""
     at_once: int = 5
+    real_model: Path | None = None
 
     def model(self, name: str) -> Trained:
         return self.made(MODELS["tiny" if self.tiny else name], name)
@@ -106,6 +108,14 @@ def prove_learning(place: Place) -> Iterable[Line]:
     model = place.model("Qwen3-8B")
     runs = learning.runs(model, place.folder, place.length, named(8).budget, 6 if place.tiny else learning.STEPS)
     yield from learning.compare(runs, place.side_by_side(runs))
+
+
+def prove_real_text(place: Place) -> Iterable[Line]:
+    if place.real_model is None:
+        yield {"error": "give a real model of Llama's kind by --model DIRECTORY", "passes": False}
+        return
+    runs = real_text.runs(real_text.of_directory(place.real_model), place.folder, 4 if place.tiny else real_text.STEPS)
+    yield from real_text.compare(runs, place.side_by_side(runs, seconds=7200))
 
 
 def prove_predictions(place: Place) -> Iterable[Line]:
@@ -217,6 +227,7 @@ def prove_two_gpus(place: Place) -> Iterable[Line]:
 PROOFS: dict[str, Callable[[Place], Iterable[Line]]] = {
     "exactness": prove_exactness,
     "learning": prove_learning,
+    "real-text": prove_real_text,
     "predictions": prove_predictions,
     "step-down": prove_step_down,
     "shutdown": prove_shutdown,
@@ -232,15 +243,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=roomy(), help="for the models: 30 GB")
     parser.add_argument("--at-once", type=int, default=5, help="trainings that run at the same time where nobody reads their times")
     parser.add_argument("--only", default="", help="cases of exactness and predictions whose names hold this")
+    parser.add_argument("--model", type=Path, help="a real model, for real-text")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is no GPU: real-text in an hour")
     parser.add_argument("--cpu-dry-run", action="store_true", help="tiny models on the CPU: everything but the figures")
     options = parser.parse_args()
-    found = hardware.find(allow_cpu=options.cpu_dry_run)
+    found = hardware.find(allow_cpu=options.cpu or options.cpu_dry_run)
     card = Card(found.gpus[0].name, found.gpus[0].memory) if found.gpus else Card("CPU", 64 * GIB)
     lines: dict[str, list[Line]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        place = Place(
-            found, Path(name), time.monotonic() + options.seconds, options.cpu_dry_run, card, 64 if options.cpu_dry_run else LONG, options.only, options.at_once
-        )
+        length, end = 64 if options.cpu_dry_run else LONG, time.monotonic() + options.seconds
+        place = Place(found, Path(name), end, options.cpu_dry_run, card, length, options.only, options.at_once, options.model)
         for proof in options.proofs:
             folder = Path(name) / proof
             folder.mkdir()

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from finetune_runtime.evaluate.client import Client, Limits, UnansweredError
 from finetune_runtime.report.evaluation_data import Answer
 from tests.unit.runtime.openai_endpoint import Behaviour, chunk, endpoint, hangs, hangs_up, pings, refuses, says, sends, stalls, usage
 
-QUICK = Limits(tries=3, patience=5, silence=0.3, first_pause=0.01, longest_pause=0.05)
+# Patient, because a busy machine may stop the server of a test for a second.
+QUICK = Limits(tries=3, patience=60, silence=30, first_pause=0.01, longest_pause=0.05)
+TOUCHY = replace(QUICK, silence=2)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -21,10 +24,12 @@ def ask(url: str, *, seconds: float = 10, limits: Limits = QUICK, key: str = "",
 
 def test_an_answer_is_measured() -> None:
     with endpoint(says("We open at eight", before=0.1, between=0.05)) as server:
-        answer = ask(server.url, limits=Limits(silence=5))
+        began = time.monotonic()
+        answer = ask(server.url)
+        took = time.monotonic() - began
     assert (answer.text, answer.finish, answer.tokens, answer.refused) == ("We open at eight", "stop", 4, "")
-    assert 0.1 <= answer.first_token_seconds < 1
-    assert answer.first_token_seconds + 0.14 <= answer.seconds < 2
+    assert 0.1 <= answer.first_token_seconds < answer.seconds <= took
+    assert answer.seconds >= 0.1 + 3 * 0.05
     assert answer.tokens_per_second == pytest.approx(3 / (answer.seconds - answer.first_token_seconds))
 
 
@@ -82,7 +87,7 @@ PASSING: dict[str, list[Behaviour]] = {
 @pytest.mark.parametrize("faults", PASSING.values(), ids=PASSING)
 def test_a_passing_fault_is_tried_again(faults: list[Behaviour]) -> None:
     with endpoint(*faults, says("We open at eight")) as server:
-        assert ask(server.url).text == "We open at eight"
+        assert ask(server.url, limits=TOUCHY if {hangs, stalls} & set(faults) else QUICK).text == "We open at eight"
     assert len(server.requests) == len(faults) + 1
 
 
@@ -104,7 +109,7 @@ LASTING: dict[str, tuple[Behaviour, str, int]] = {
 @pytest.mark.parametrize(("behaviour", "words", "tries"), LASTING.values(), ids=LASTING)
 def test_a_lasting_fault_ends_in_a_clear_failure(behaviour: Behaviour, words: str, tries: int) -> None:
     with endpoint(behaviour) as server, pytest.raises(UnansweredError) as caught:
-        ask(server.url)
+        ask(server.url, limits=replace(QUICK, silence=0.3) if behaviour in (hangs, stalls) else QUICK)
     assert caught.value.cause.startswith(f"{server.url} {words}")
     assert caught.value.final == (tries == 1)
     assert len(server.requests) == tries
@@ -129,20 +134,20 @@ def test_what_takes_longer_than_an_answer_may_is_none(behaviour: Behaviour) -> N
     with endpoint(behaviour) as server, pytest.raises(UnansweredError, match="gave no answer in 2 tries: it takes longer than 1 s"):
         ask(server.url, seconds=0.6, limits=Limits(tries=2, first_pause=0.01))
     assert len(server.requests) == 2
-    assert server.times[1] - server.times[0] < 2
+    assert server.times[1] - server.times[0] < 15
 
 
 def test_patience_ends_before_the_tries_do() -> None:
     with endpoint(refuses(503)) as server, pytest.raises(UnansweredError, match="in 2 tries: 503"):
-        ask(server.url, limits=Limits(tries=100, patience=0.25, first_pause=0.1))
+        ask(server.url, limits=Limits(tries=100, patience=5, first_pause=2))
 
 
 def test_a_server_may_ask_for_a_pause() -> None:
-    with endpoint(refuses(429, **{"Retry-After": "0.4"}), refuses(503, **{"Retry-After": "Wed, 25 Nov 2026 12:00:00 GMT"}), says("Yes")) as server:
+    with endpoint(refuses(429, **{"Retry-After": "1.5"}), refuses(503, **{"Retry-After": "Wed, 25 Nov 2026 12:00:00 GMT"}), says("Yes")) as server:
         ask(server.url)
     first, second, third = server.times
-    assert 0.4 <= second - first < 2
-    assert third - second < 0.4
+    assert 1.5 <= second - first < 20
+    assert third - second < 1.5
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -171,6 +176,6 @@ def test_a_key_is_not_shown_whatever_the_server_repeats(status: int, caplog: pyt
 def test_retries_do_not_wait_longer_than_they_should() -> None:
     started = time.monotonic()
     with endpoint(refuses(500)) as server, pytest.raises(UnansweredError):
-        ask(server.url, limits=Limits(tries=6, first_pause=0.01, longest_pause=0.02))
-    assert time.monotonic() - started < 2
+        ask(server.url, limits=Limits(tries=6, first_pause=1, longest_pause=0.02))
+    assert time.monotonic() - started < 15, "without a limit the pauses would be 31 seconds"
     assert len(server.requests) == 6

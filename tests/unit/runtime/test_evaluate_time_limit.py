@@ -35,7 +35,7 @@ def test_it_ends(work: Callable[[], object]) -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError), time_limit(0.1):
         work()
-    assert 0.1 <= time.monotonic() - started < 2
+    assert 0.1 <= time.monotonic() - started < 10
 
 
 def test_what_is_quick_enough_is_let_be_and_the_alarm_before_it_goes_on() -> None:

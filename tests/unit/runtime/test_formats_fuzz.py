@@ -101,7 +101,7 @@ def test_any_bytes_end_in_rows_or_in_a_reason(tmp_path: Path, data: bytes) -> No
         assert error.reason in (Reason.DATA_INVALID, Reason.DATASET_EMPTY)
         assert error.message.startswith("s3://data/rows ")
         assert len(error.message) < 1000
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("data", VALID, ids=lambda data: data[:12].hex())

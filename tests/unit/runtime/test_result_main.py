@@ -138,7 +138,7 @@ def test_ready_is_quick_light_and_says_why_not(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert process.returncode == 1
     assert process.stdout.startswith("not ready: ")
     assert process.stdout.count("\n") == 1
