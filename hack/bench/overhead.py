@@ -49,7 +49,7 @@ def train(model: Path, directory: Path) -> Trace:
     events: queue.SimpleQueue[tuple[float, Event | Ended]] = queue.SimpleQueue()
     child = Child(
         [sys.executable, "-m", "swift.cli.sft", *words],
-        lambda descriptor: command.environment(config, os.environ, directory, events_fd=descriptor, staging=directory / "staged"),
+        lambda descriptor: [command.environment(config, os.environ, directory, events_fd=descriptor, staging=directory / "staged")],
         directory,
         lambda event: events.put((time.perf_counter(), event)),
     )
@@ -74,7 +74,7 @@ def train(model: Path, directory: Path) -> Trace:
             case _:
                 pass
     if len(trace.steps) != STEPS:
-        sys.exit(f"error: {len(trace.steps)} of {STEPS} steps were trained; the trainer's last words: {list(child.tail)[-5:]}")
+        sys.exit(f"error: {len(trace.steps)} of {STEPS} steps were trained; the trainer's last words: {child.tail[-5:]}")
     return trace
 
 

@@ -159,11 +159,23 @@ REFUSED_JOBS = [
         "use notWorseThanCurrent",
         id="a comparison with the base of a merged model",
     ),
+    pytest.param(
+        {"resources": {"gpus": 4}, "training": {"effectiveBatchSize": 18}},
+        "spec.training.effectiveBatchSize",
+        "set training.effectiveBatchSize to a multiple of resources.gpus",
+        id="a step that four GPUs cannot share",
+    ),
+    pytest.param(
+        {"resources": {"gpus": 2, "gpuResource": "nvidia.com/mig-3g.20gb"}},
+        "spec.resources.gpus",
+        "a process sees one MIG slice only",
+        id="two MIG slices",
+    ),
     pytest.param({"queue": {"name": "team a"}}, "spec.queue.name", "should match", id="a queue whose name is no label"),
     pytest.param({"queue": {"name": "a", "priorityClass": "-"}}, "spec.queue.priorityClass", "should match", id="a priority whose name is no label"),
     pytest.param({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds", "greater than or equal to 1", id="no time at all"),
     # what this version does not do
-    pytest.param({"resources": {"gpus": 2}}, "spec.resources.gpus", f"training on more than one GPU {NOT_YET}", id="two GPUs"),
+    pytest.param({"resources": {"gpus": 9}}, "spec.resources.gpus", f"training on more than 8 GPUs {NOT_YET}", id="nine GPUs"),
     pytest.param({"resources": {"nodes": 2}}, "spec.resources.nodes", f"training on more than one node {NOT_YET}", id="two nodes"),
     pytest.param({"training": {"packing": "On"}}, "spec.training.packing", f"packing: On {NOT_YET}", id="packing"),
     pytest.param(
@@ -263,6 +275,12 @@ def test_a_canary_is_taken_with_ten_steps_and_a_wildcard(kubectl: Kubectl) -> No
 )
 def test_a_name_is_refused_that_no_child_can_carry(kubectl: Kubectl, sample: dict[str, Any], name: str, message: str) -> None:
     assert message in kubectl.refused("create", "--dry-run=server", "-f", "-", stdin=merge(sample, {"metadata": {"name": name}}))
+
+
+@pytest.mark.parametrize(("gpus", "effective"), [(2, 16), (3, 12), (8, 8)])
+def test_gpus_that_can_share_a_step_are_taken(kubectl: Kubectl, gpus: int, effective: int) -> None:
+    change = {"resources": {"gpus": gpus}, "training": {"effectiveBatchSize": effective}}
+    kubectl("create", "--dry-run=server", "-f", "-", stdin=merge(JOB, {"spec": change}))
 
 
 def test_a_name_of_52_characters_is_taken(kubectl: Kubectl) -> None:

@@ -293,6 +293,14 @@ def test_ratio_zero_means_no_evaluation_and_says_so(data: Path, store: Store, jo
     assert summary.warnings == ["no validation rows: there will be no evaluation loss (validation.splitRatio is 0)"]
 
 
+def test_rows_that_gpus_cannot_share_are_said_before_one_is_taken(data: Path, store: Store, job_config: MakeConfig) -> None:
+    summary = summary_of(job_config(gpus=4))
+    assert (summary.train_rows, summary.warnings) == (142, ["2 of 142 training rows are left out: each of 4 GPUs gets as many rows as the others"])
+    write_rows(data / "train.jsonl", [conversation(f"Question {number}?", "Yes.") for number in range(3)])
+    few = job_config(job={"uid": "0b7c6c1e-0000-4000-8000-000000000002"}, gpus=4, dataset={"validation": {"splitRatio": "0"}})
+    assert "3 training rows are fewer than the 4 GPUs" in refusal_of(few).message
+
+
 def test_one_row_cannot_be_split(data: Path, job_config: MakeConfig) -> None:
     write_rows(data / "train.jsonl", [conversation("a", "b")])
     assert 'set dataset.validation.splitRatio to "0"' in refusal_of(job_config()).message

@@ -16,13 +16,14 @@ from typing import Any
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.fast_path import FAST_PLAN, FastOutcome, FastPlan, outcome_path
 from finetune_runtime.hardware import Hardware
-from finetune_runtime.train.command import Inputs, arguments, environment
+from finetune_runtime.train.command import Inputs, arguments, environment, ranks
 
 from .request import REQUEST, Reading, Request, readings
 from .workload import TEMPLATE, Trained
 
 ROOT = Path(__file__).parents[3]
 PROBE = Path(__file__).with_name("probe.py")
+_PORT = 29511  # where several processes meet
 SECONDS = 300.0  # for one training, at most
 
 
@@ -133,14 +134,14 @@ class Started:
         self._processes = [
             subprocess.Popen(
                 command,
-                env=variables | (rank(number, run.processes) if run.processes > 1 else {}),
+                env=variables | rank,
                 cwd=self._scratch,
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[self._events.fileno()],
             )
-            for number in range(run.processes)
+            for rank in ranks(run.processes, _PORT)
         ]
 
     def go(self, seconds: float = SECONDS) -> Result:
@@ -180,17 +181,12 @@ def _send(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def rank(number: int, processes: int) -> dict[str, str]:
-    """What torch.distributed, accelerate and ms-swift read of the environment; torchrun would close the descriptor of the events."""
-    size = str(processes)
-    names = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    return names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-
-
 def words(run: Run, hardware: Hardware, output: Path) -> list[str]:
     """The product's arguments of ms-swift, with the probe as one more callback."""
     inputs = Inputs(run.model.directory, run.rows, run.model.architecture.swift, TEMPLATE, validation=False)
-    found = arguments(run.config, inputs, hardware, micro_batch=run.micro_batch, output=output, resume_from=None, plan=run.plan)
+    found = arguments(
+        run.config.model_copy(update={"gpus": run.processes}), inputs, hardware, micro_batch=run.micro_batch, output=output, resume_from=None, plan=run.plan
+    )
     plugins = found.index("--callbacks")
     found[plugins:plugins] = [str(PROBE)]
     end = next((index for index in range(plugins + 2, len(found)) if found[index].startswith("--")), len(found))

@@ -1,8 +1,10 @@
 """What torch can compute on, found in a short-lived child: importing torch costs the asking process half a GiB and a CUDA context."""
 
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 from .contract.result import Exit, Reason, StepError
@@ -40,23 +42,33 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     bfloat16: bool = True
     liger: bool = False
+    only: str = ""  # CUDA_VISIBLE_DEVICES for the training, where more are visible than the job asks for; empty: as it is
 
     @property
     def cpu_only(self) -> bool:
         return not self.gpus
 
     def __str__(self) -> str:
-        return ", ".join(f"{gpu.name} with {gpu.memory / 2**30:.1f} GiB" for gpu in self.gpus) or "the CPU"
+        counted = Counter(f"{gpu.name} with {gpu.memory / 2**30:.1f} GiB" for gpu in self.gpus)
+        return ", ".join(f"{count} x {gpu}" if count > 1 else gpu for gpu, count in counted.items()) or "the CPU"
 
 
-def find(*, allow_cpu: bool) -> Hardware:
-    """The visible GPUs. Raises StepError GPUNotVisible when there are none, unless `allow_cpu`."""
+def find(*, allow_cpu: bool, gpus: int | None = None) -> Hardware:
+    """The first `gpus` visible GPUs, or all of them. Raises StepError GPUNotVisible when there are fewer; with `allow_cpu` there may be none."""
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
     try:
         found = json.loads(probe.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise StepError(Exit.CRASH, Reason.INTERNAL_ERROR, f"torch cannot be imported: {_last_line(probe.stderr)}") from None
-    hardware = Hardware(tuple(Gpu(name, memory, free) for name, memory, free in found["gpus"]), bool(found["bfloat16"]), bool(found["liger"]))
+    visible = tuple(Gpu(name, memory, free) for name, memory, free in found["gpus"])
+    wanted = gpus or len(visible)
+    hardware = Hardware(visible[:wanted], bool(found["bfloat16"]), bool(found["liger"]), _only(wanted) if len(visible) > wanted else "")
+    if 0 < len(visible) < wanted:
+        raise StepError(
+            Exit.CRASH,
+            Reason.GPU_NOT_VISIBLE,
+            f"torch sees {len(visible)} of the {wanted} GPUs that the job asks for ({hardware}). Check that spec.resources.gpuResource stands for whole GPUs.",
+        )
     if hardware.cpu_only and not allow_cpu:
         raise StepError(
             Exit.CRASH,
@@ -66,6 +78,12 @@ def find(*, allow_cpu: bool) -> Hardware:
             "or newer.",
         )
     return hardware
+
+
+def _only(gpus: int) -> str:
+    """The first of those that are visible; ms-swift would split the model over the others."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return ",".join(names[:gpus] if len(names) > gpus else map(str, range(gpus)))
 
 
 def _warning(stderr: str) -> str:

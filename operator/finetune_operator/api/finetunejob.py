@@ -19,10 +19,21 @@ class Resources(Model):
     """What the training pod gets."""
 
     model_config = rules(
-        not_yet("self.gpus == 1", "training on more than one GPU", ".gpus"),
+        not_yet("self.gpus <= 8", "training on more than 8 GPUs", ".gpus"),
+        {
+            "rule": "self.gpus == 1 || !self.gpuResource.startsWith('nvidia.com/mig-')",
+            "message": "a process sees one MIG slice only, so that slices cannot train together: set gpus to 1, or gpuResource to whole GPUs",
+            "fieldPath": ".gpus",
+        },
         not_yet("self.nodes == 1", "training on more than one node", ".nodes"),
     )
-    gpus: int = Field(default=1, ge=1, le=16, description="GPUs of the training pod.")
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="GPUs of the training pod, at most 8. Each has the whole model and a process of its own, which trains an equal part of every step's rows "
+        "and needs its part of cpu and memory.",
+    )
     nodes: int = Field(default=1, ge=1, le=64, description="Nodes to train on.")
     gpu_resource: str = Field(
         default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU, for example nvidia.com/mig-3g.20gb."
@@ -113,6 +124,11 @@ class FineTuneJobSpec(Model):
             "|| double(self.dataset.validation.splitRatio) > 0.0",
             "message": "evaluation.evalLoss needs an evaluation loss: set dataset.validation.splitRatio above 0 or give dataset.validation.sources",
             "fieldPath": ".evaluation",
+        },
+        {
+            "rule": "self.training.effectiveBatchSize % self.resources.gpus == 0",
+            "message": "every GPU trains an equal part of a step: set training.effectiveBatchSize to a multiple of resources.gpus",
+            "fieldPath": ".training.effectiveBatchSize",
         },
         {
             "rule": "!has(self.ttlSecondsAfterFinished) || !has(self.inference) || has(self.inference.endpoint)",

@@ -38,6 +38,7 @@ def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobCo
         storage_timeout_seconds=spec.storage.timeout_seconds,
         allow_cpu=settings.allow_cpu,
         cpu_threads=threads(spec.resources.cpu),
+        gpus=spec.resources.gpus,
     )
 
 

@@ -91,6 +91,7 @@ def step_job(owner: Owner, spec: FineTuneJobSpec, settings: Settings, step: Step
         restartPolicy="Never",
         terminationGracePeriodSeconds=TRAIN_GRACE if train else PREPARE_GRACE,
         containers=[main],
+        gpus=spec.resources.gpus if train else 1,
         **placement,
     )
     interrupted = {"containerName": names.CONTAINER, "operator": "In", "values": [int(Exit.INTERRUPTED)]}

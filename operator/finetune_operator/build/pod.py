@@ -108,7 +108,9 @@ def annotated_config() -> dict[str, Any]:
     }
 
 
-def pod_spec(settings: Settings, config: str | dict[str, Any], scratch: dict[str, Any], volumes: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+def pod_spec(
+    settings: Settings, config: str | dict[str, Any], scratch: dict[str, Any], volumes: list[dict[str, Any]], *, gpus: int = 1, **fields: Any
+) -> dict[str, Any]:
     """Pod spec around containers. `config`: the ConfigMap's name, or another source of the volume; `scratch`: the source of the scratch volume."""
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -125,7 +127,8 @@ def pod_spec(settings: Settings, config: str | dict[str, Any], scratch: dict[str
             {"name": "config", **({"configMap": {"name": config}} if isinstance(config, str) else config)},
             {"name": "scratch", **scratch},
             {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+            # For each further GPU another process's loaders, and what NCCL passes from GPU to GPU where they have no link.
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{gpus + 1}Gi"}},
             *volumes,
         ],
         **fields,

@@ -42,17 +42,18 @@ def takes_fast_path(run: RunStatus | None) -> bool:
     return run is not None and run.fast_path is not None and not run.fast_path.reason
 
 
-def _fast_job(shape: ModelShape, tuning: Tuning, training: Training, data: DatasetStatus | None) -> fast_sizing.Job:
+def _fast_job(shape: ModelShape, tuning: Tuning, training: Training, data: DatasetStatus | None, gpus: int) -> fast_sizing.Job:
     longest = min(_longest(data) or training.max_length, training.max_length)
     mean = min(data.tokens / data.train_rows, longest) if data and data.train_rows and data.tokens else longest
-    return fast_sizing.Job(shape, tuning, training, fast_sizing.RowLengths(longest, mean))
+    return fast_sizing.Job(shape, tuning, training, fast_sizing.RowLengths(longest, mean), gpus)
 
 
 def estimate(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, *, fast: bool = False) -> sizing.Estimate:
     """Memory of one GPU for this job with the rows at a time that it asks for, or with one where it leaves that to us. `fast`: on the fast path."""
+    gpus = spec.resources.gpus
     if fast:
-        return fast_sizing.requirement(_fast_job(shape, spec.tuning, spec.training, data))
-    return sizing.estimate(shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training), longest=_longest(data), liger=spec.resources.gpus == 1)
+        return fast_sizing.requirement(_fast_job(shape, spec.tuning, spec.training, data, gpus))
+    return sizing.estimate(shape, spec.tuning, spec.training, micro_batch=sizing.rows(spec.training, gpus), longest=_longest(data), gpus=gpus)
 
 
 def _gib(size: float) -> str:
@@ -64,8 +65,9 @@ def _mebibytes(size: float) -> str:
 
 
 def _too_small(shape: ModelShape, spec: FineTuneJobSpec, data: DatasetStatus | None, needs: int, has: int, where: str, *, fast: bool) -> str:
-    required = (lambda tuning, training: fast_sizing.required(_fast_job(shape, tuning, training, data))) if fast else None
-    change = sizing.smallest_change(shape, spec.tuning, spec.training, has, longest=_longest(data), liger=spec.resources.gpus == 1, required=required)
+    gpus = spec.resources.gpus
+    required = (lambda tuning, training: fast_sizing.required(_fast_job(shape, tuning, training, data, gpus))) if fast else None
+    change = sizing.smallest_change(shape, spec.tuning, spec.training, has, longest=_longest(data), gpus=gpus, required=required)
     cure = f"in a new job, {change}" if change else "use a GPU with more memory"
     return (
         f"training needs about {_gib(needs)} of GPU memory, but the largest GPU has {_gib(has)} ({where}): {cure}; "
@@ -93,9 +95,10 @@ def check_fit(draft: Draft) -> bool:
     asked_before, fits = status.estimate == shown, conditions.get(ConditionType.FITS)
     draft.update(estimate=shown)
     if has is None:
+        gpus, resource = spec.resources.gpus, spec.resources.gpu_resource
         message = (
-            f"training needs about {_gib(found.required)} of GPU memory; no node that offers {spec.resources.gpu_resource} carries the label "
-            f"{names.memory_label(spec.resources.gpu_resource)}, so there is nothing to compare it with: set spec.resources.gpuMemory to have it checked"
+            f"training needs about {_gib(found.required)} of GPU memory; no node that offers {f'{gpus} of ' if gpus > 1 else ''}{resource} carries the label "
+            f"{names.memory_label(resource)}, so there is nothing to compare it with: set spec.resources.gpuMemory to have it checked"
         )
         conditions.set(ConditionType.FITS, "Unknown", Reason.GPU_MEMORY_UNKNOWN, message)
         return True

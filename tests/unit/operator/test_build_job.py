@@ -44,6 +44,21 @@ def test_the_check_of_the_data_does_not_use_the_claim_which_may_be_bound_to_a_gp
     assert "subPath" not in mount
 
 
+@pytest.mark.parametrize(("gpus", "shared"), [(1, "2Gi"), (2, "3Gi"), (8, "9Gi")])
+def test_a_training_pod_asks_for_all_gpus_of_the_job_and_its_processes_get_shared_memory(gpus: int, shared: str) -> None:
+    made = pod(Step.TRAIN, gpus=gpus)
+    resources = made["containers"][0]["resources"]
+    assert [resources[kind]["nvidia.com/gpu"] for kind in ("requests", "limits")] == [str(gpus)] * 2
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}} in made["volumes"]
+    assert job_config(owner(), state(spec={"resources": {"gpus": gpus}}).spec, SETTINGS).gpus == gpus
+
+
+def test_the_check_of_the_data_takes_no_gpu() -> None:
+    made = pod(Step.PREPARE, gpus=8)
+    assert "nvidia.com/gpu" not in str(made["containers"][0]["resources"])
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in made["volumes"]
+
+
 @pytest.mark.parametrize(("storage", "seconds"), [({}, 600), ({"timeoutSeconds": 30}, 30)])
 def test_how_long_storage_may_be_down_reaches_the_pod(storage: dict[str, Any], seconds: int) -> None:
     spec = state().spec

@@ -20,6 +20,7 @@ QWEN3_8B = {
     "vocab_size": 151936, "tie_word_embeddings": False,
 }  # fmt: skip
 GIB = 2**30
+GRADIENTS = 4 * 64 * 36 * (3 * (4096 + 12288) + 2 * (4096 + 4096) + 2 * (4096 + 1024))  # float32, rank 64, inputs and outputs of seven adapters in 36 layers
 
 
 def shape() -> ModelShape:
@@ -59,6 +60,7 @@ def look(*children: Any, resources: dict[str, Any] | None = None, nodes: tuple[N
         ({"nodeSelector": {"pool": "small"}}, (node("a", "8192", pool="small"), node("b", "24576")), 8, "node a"),
         ({"gpuResource": "nvidia.com/mig-3g.20gb"}, (node("m", "20096", resource="nvidia.com/mig-3g.20gb"),), 19.625, "node m"),
         ({}, (node("a", "8192", gpus=0),), None, ""),
+        ({"gpus": 4}, (node("a", "81559", gpus=2), node("b", "24576", gpus=4)), 24, "node b"),
         ({}, (node("a", None),), None, ""),
         ({}, (node("a", "much"),), None, ""),
         ({}, (), None, ""),
@@ -69,6 +71,7 @@ def look(*children: Any, resources: dict[str, Any] | None = None, nodes: tuple[N
         "only nodes that the selector allows",
         "a MIG slice has a label of its own",
         "a node without a GPU to give",
+        "only nodes with as many GPUs as the pod asks for",
         "a node that does not tell",
         "a label that is no number",
         "no node at all",
@@ -77,6 +80,18 @@ def look(*children: Any, resources: dict[str, Any] | None = None, nodes: tuple[N
 def test_the_memory_that_there_is(resources: dict[str, Any], nodes: tuple[NodeView, ...], memory: float | None, where: str) -> None:
     spec = state(spec={"resources": resources}).spec
     assert available(spec.resources, nodes) == ((memory * GIB, where) if memory else None)
+
+
+@pytest.mark.parametrize(("checked", "more"), [(CHECKED, GRADIENTS), (FAST, 0)], ids=["in the usual way", "on the fast path"])
+def test_each_of_several_gpus_must_hold_a_whole_training(checked: Any, more: int) -> None:
+    one, two = (
+        decide(state(checked, spec={"resources": {"gpus": gpus, "gpuMemory": "80Gi"}}, nodes=(), live=True), SETTINGS, NOW).status["estimate"]
+        for gpus in (1, 2)
+    )
+    assert "nccl" not in one["parts"]
+    grown = parse_quantity(two["required"]) - parse_quantity(one["required"])
+    assert grown == pytest.approx(more + parse_quantity(two["parts"]["nccl"]), abs=2**20)
+    assert parse_quantity(two["parts"]["gradients"]) - parse_quantity(one["parts"]["gradients"]) == pytest.approx(more, abs=2**20)
 
 
 class TestTooLarge:
@@ -159,6 +174,12 @@ def test_a_pod_keeps_off_smaller_gpus_and_may_go_where_nobody_tells() -> None:
 def test_where_nobody_tells_it_is_tried_and_said(nodes: tuple[NodeView, ...] | None) -> None:
     _, plan = look(nodes=nodes)
     assert (condition(plan, "Fits")["reason"], names(plan.create), plan.status["phase"]) == ("GPUMemoryUnknown", ["Job/support-train-1"], "Training")
+
+
+def test_nodes_with_fewer_gpus_than_the_pod_asks_for_tell_nothing() -> None:
+    _, plan = look(resources={"gpus": 4}, nodes=(node("a", "81559", gpus=2),))
+    fits = condition(plan, "Fits")
+    assert (fits["status"], "no node that offers 4 of nvidia.com/gpu carries the label nvidia.com/gpu.memory" in fits["message"]) == ("Unknown", True)
 
 
 def test_a_model_whose_shape_is_not_known_is_tried() -> None:

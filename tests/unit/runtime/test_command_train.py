@@ -9,7 +9,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.fast_path import FAST_PLAN, FastPlan
 from finetune_runtime.contract.result import Exit, StepError
 from finetune_runtime.hardware import Gpu, Hardware
-from finetune_runtime.train.command import FAST_PLUGIN, PLUGIN, Inputs, arguments, dtype, environment
+from finetune_runtime.train.command import FAST_PLUGIN, PLUGIN, Inputs, arguments, dtype, environment, ranks, shown
 from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 
 GPU = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * 2**30),), liger=True)
@@ -182,6 +182,33 @@ def test_only_the_trainer_names_a_plan() -> None:
     assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "micro", "effective", "accumulation"),
+    [(1, 4, 16, "4"), (2, 4, 16, "2"), (4, 4, 16, "1"), (8, 1, 16, "2"), (3, 2, 12, "2")],
+)
+def test_rows_at_a_time_accumulation_and_gpus_make_the_step_that_was_asked_for(gpus: int, micro: int, effective: int, accumulation: str) -> None:
+    found = flags(gpus=gpus, micro_batch=micro, training={"effectiveBatchSize": effective})
+    assert (found["--per_device_train_batch_size"], found["--gradient_accumulation_steps"]) == (str(micro), accumulation)
+    assert found.get("--ddp_timeout") == (None if gpus == 1 else "3600")
+
+
+def test_each_process_knows_its_place_and_all_of_them_one_meeting_point() -> None:
+    assert ranks(1, 29511) == [{}]
+    found = ranks(2, 29511)
+    assert [(rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"]) for rank in found] == [("0", "0", "2", "2"), ("1", "1", "2", "2")]
+    assert {(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in found} == {("127.0.0.1", "29511")}
+
+
+def test_the_cores_of_the_pod_are_shared() -> None:
+    found = {gpus: environment(config(cpuThreads=4, gpus=gpus), {}, Path("/scratch"), events_fd=7, staging=Path("/s"))["OMP_NUM_THREADS"] for gpus in (1, 2, 8)}
+    assert found == {1: "4", 2: "2", 8: "1"}
+
+
+def test_the_command_for_people_starts_as_many_processes() -> None:
+    assert shown(config(), ["--seed", "1"])[:4] == ["python3", "-m", "swift.cli.sft", "--seed"]
+    assert shown(config(gpus=2), ["--seed", "1"])[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "swift.cli.sft"]
+
+
 def test_without_validation_rows_nothing_asks_for_an_evaluation() -> None:
     found = flags(inputs=Inputs(INPUTS.model, INPUTS.dataset, "llama", "chatml", validation=False))
     assert found["--eval_strategy"] == "no"
@@ -218,7 +245,7 @@ def test_gradient_checkpointing(wanted: str, hardware: Hardware, checkpointing: 
     ("hardware", "expected", "case"),
     [
         (GPU, "true", "one GPU"),
-        (TWO_GPUS, "false", "ms-swift refuses it with a device map over several GPUs"),
+        (TWO_GPUS, "true", "each process has one GPU"),
         (OLD_GPU, "false", "the package is not installed"),
         (CPU, "false", "its kernels need a GPU"),
     ],

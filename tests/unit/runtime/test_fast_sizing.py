@@ -27,7 +27,7 @@ from finetune_runtime.contract.fast_sizing import (
     usable,
 )
 from finetune_runtime.contract.model_shape import ModelShape, from_config
-from finetune_runtime.contract.sizing import CONTEXT, GIB
+from finetune_runtime.contract.sizing import CONTEXT, GIB, NCCL
 from finetune_runtime.contract.spec import Training, Tuning
 
 QWEN3_8B: dict[str, Any] = {
@@ -248,6 +248,12 @@ def test_a_run_that_goes_on_keeps_its_checkpoint_s_types(numbers: Numbers) -> No
 def test_two_gpus_share_the_rows_of_a_step() -> None:
     found = plan(job(gpus=2), 78 * GIB)
     assert (found.micro_batch, found.accumulation) == (8, 1)
+
+
+def test_several_gpus_need_what_nccl_takes_and_no_second_gradient() -> None:
+    assert required(job(gpus=2)) - required(job()) == NCCL
+    assert usable(10 * GIB, 1) - usable(10 * GIB, 2) == NCCL
+    assert predicted(job(gpus=2), smallest(job(gpus=2))) == predicted(job(), smallest(job()))
 
 
 def test_what_was_measured_corrects_what_is_predicted() -> None:

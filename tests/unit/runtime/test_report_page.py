@@ -125,6 +125,7 @@ SAID: dict[str, tuple[ReportData, list[str]]] = {
     ),
     "a start over": (finished(records=[{"step": 1, "loss": 1.0, "resumes": [{"from": 0, "because": "OutOfMemory"}]}]), ["Started over: out of memory."]),
     "batches": (finished(), ["16 rows a step, 2 at a time"]),
+    "batches of several GPUs": (finished(config=CONFIG.model_copy(update={"gpus": 4})), ["16 rows a step, 2 at a time on each of 4 GPUs"]),
     "data": (
         finished(),
         [

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_runtime.contract.extra_args import ALLOWED
 from finetune_runtime.contract.model_shape import ModelShape, from_config
-from finetune_runtime.contract.sizing import CONTEXT, GIB, Estimate, estimate, largest_micro_batch, rows, smallest_change
+from finetune_runtime.contract.sizing import CONTEXT, GIB, NCCL, Estimate, estimate, largest_micro_batch, rows, smallest_change
 from finetune_runtime.contract.spec import Training, Tuning
 
 QWEN3_8B: dict[str, Any] = {
@@ -161,11 +161,17 @@ def test_more_rows_longer_rows_a_higher_rank_and_more_layers_never_need_less(mor
 
 
 @pytest.mark.parametrize(
-    ("wanted", "effective", "planned"),
-    [("Auto", 16, 1), (8, 16, 8), (6, 16, 4), (32, 16, 16), (1, 16, 1)],
+    ("wanted", "effective", "gpus", "planned"),
+    [("Auto", 16, 1, 1), (8, 16, 1, 8), (6, 16, 1, 4), (32, 16, 1, 16), (1, 16, 1, 1), (8, 16, 2, 8), (8, 16, 4, 4), (8, 24, 8, 3), ("Auto", 16, 8, 1)],
 )
-def test_rows_that_must_fit_divide_the_effective_batch(wanted: int | str, effective: int, planned: int) -> None:
-    assert rows(training(microBatchSize=wanted, effectiveBatchSize=effective)) == planned
+def test_rows_that_must_fit_divide_a_gpus_part_of_the_effective_batch(wanted: int | str, effective: int, gpus: int, planned: int) -> None:
+    assert rows(training(microBatchSize=wanted, effectiveBatchSize=effective), gpus) == planned
+
+
+def test_several_gpus_need_a_second_copy_of_the_gradients_and_what_nccl_takes() -> None:
+    one, two, eight = (estimate(SHAPE, tuning(), training(), micro_batch=1, gpus=gpus) for gpus in (1, 2, 8))
+    assert (two.gradients, two.required - one.required, eight) == (2 * one.gradients, one.gradients + NCCL, two)
+    assert two.reserved == two.required - NCCL - CONTEXT
 
 
 def test_largest_micro_batch_fits_and_the_next_one_does_not() -> None:

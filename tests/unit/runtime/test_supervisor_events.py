@@ -54,13 +54,13 @@ def test_staging_again_replaces_what_is_there(tmp_path: Path) -> None:
     assert [path.name for path in stage(checkpoint, tmp_path / "staged").iterdir()] == ["b"]
 
 
-def child(code: str, directory: Path) -> "tuple[Child, queue.SimpleQueue[Event | Ended]]":
+def child(code: str, directory: Path, processes: int = 1) -> "tuple[Child, queue.SimpleQueue[Event | Ended]]":
     inbox: queue.SimpleQueue[Event | Ended] = queue.SimpleQueue()
 
-    def environment(events_fd: int) -> Mapping[str, str]:
-        return dict(os.environ) | {EVENTS_FD: str(events_fd)}
+    def environments(events_fd: int) -> list[Mapping[str, str]]:
+        return [dict(os.environ) | {EVENTS_FD: str(events_fd), "RANK": str(number)} for number in range(processes)]
 
-    return Child([sys.executable, "-u", "-c", code], environment, directory, inbox.put), inbox
+    return Child([sys.executable, "-u", "-c", code], environments, directory, inbox.put), inbox
 
 
 def test_events_come_before_the_end_and_broken_ones_are_passed_over(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ raise SystemExit(3)
 def test_progress_bars_are_no_log_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     process, inbox = child(r"print('Map:  50%|#####     | 5/10\rMap: 100%|##########| 10/10\nplain line')", tmp_path)
     assert inbox.get(timeout=30) == Ended(0)
-    assert list(process.tail) == ["plain line"]
+    assert process.tail == ["plain line"]
     assert capfd.readouterr().out == "plain line\n"
 
 
@@ -111,7 +111,7 @@ import os, sys, time
 from pathlib import Path
 from finetune_runtime.train.child import Child
 code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
-Child([sys.executable, "-c", code], lambda fd: dict(os.environ), Path({str(tmp_path)!r}), print)
+Child([sys.executable, "-c", code], lambda fd: [dict(os.environ)], Path({str(tmp_path)!r}), print)
 time.sleep(60)
 """
     package = Path(__file__).parents[3] / "images/runtime"
@@ -126,6 +126,54 @@ time.sleep(60)
         process.kill()
         process.wait()
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+# Process 1 does something else than the others, which wait for it.
+FATES = [
+    pytest.param("print('torch.OutOfMemoryError: CUDA out of memory.'); sys.exit(1)", 1, "torch.OutOfMemoryError: CUDA out of memory.", id="out of memory"),
+    pytest.param("os.kill(os.getpid(), signal.SIGKILL)", -9, "", id="killed"),
+    pytest.param("sys.exit(3)", 3, "", id="ended"),
+]
+
+
+@pytest.mark.parametrize(("fate", "code", "said"), FATES)
+def test_of_several_processes_the_first_that_fails_ends_all_and_says_why(tmp_path: Path, fate: str, code: int, said: str) -> None:
+    program = f"""
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    while len([name for name in os.listdir() if name.startswith("here")]) < 2:
+        time.sleep(0.01)
+    {fate}
+print("ConnectionError: lost")
+open("here" + os.environ["RANK"], "w").close()
+time.sleep(60)
+"""
+    process, inbox = child(program, tmp_path, 3)
+    assert inbox.get(timeout=30) == Ended(code)
+    assert inbox.empty()
+    assert process.tail == ["ConnectionError: lost"] * 2 + [said] * bool(said)
+
+
+def test_a_signal_reaches_every_process_and_the_last_one_to_end_is_the_end(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, time
+number = int(os.environ["RANK"])
+def handler(*_):
+    time.sleep(0.3 * number)
+    open("saved" + str(number), "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, handler)
+open("here" + str(number), "w").close()
+time.sleep(60)
+"""
+    process, inbox = child(program, tmp_path, 3)
+    end = time.monotonic() + 30
+    while len(list(tmp_path.glob("here*"))) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.signal(signal.SIGTERM)
+    assert inbox.get(timeout=30) == Ended(0)
+    assert len(list(tmp_path.glob("saved*"))) == 3
 
 
 def gone(pid: int) -> bool:

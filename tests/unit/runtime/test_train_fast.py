@@ -9,7 +9,7 @@ import pytest
 from finetune_runtime.contract.artefact import Kind, Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.fast_path import FAST_PLAN, KEEP_ALL, FastOutcome, FastPlan, outcome_path
-from finetune_runtime.contract.fast_sizing import FULL, SMALL, Numbers, RowLengths, numbers_of
+from finetune_runtime.contract.fast_sizing import FULL, SMALL, Numbers, RowLengths, numbers_of, usable
 from finetune_runtime.contract.result import Exit, StepError
 from finetune_runtime.hardware import Gpu, Hardware
 from finetune_runtime.train.fast import FastPath, row_lengths
@@ -22,7 +22,7 @@ QWEN3_8B = {
 H100 = Hardware((Gpu("NVIDIA H100 80GB HBM3", 79 * GIB, 78 * GIB),))
 RTX_4060 = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * GIB, int(7.45 * GIB)),))
 T4 = Hardware((Gpu("Tesla T4", 16 * GIB, 15 * GIB),), bfloat16=False)
-TWO = Hardware((Gpu("NVIDIA L4", 24 * GIB), Gpu("NVIDIA L4", 24 * GIB)))
+TWO = Hardware((Gpu("NVIDIA L4", 24 * GIB, 23 * GIB), Gpu("NVIDIA L4", 24 * GIB, 12 * GIB)))
 CPU = Hardware()
 FULL_ROWS = {"trainRows": 100, "summary": {"tokens": 102400, "longest": 1024}}
 
@@ -32,7 +32,13 @@ def start(tmp_path: Path) -> Any:
     """Makes a FastPath of a pod that finds Qwen3-8B and rows of 1024 tokens, unless it is told otherwise."""
 
     def make(
-        hardware: Hardware = H100, *, wanted: str = "Auto", earlier: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **training: Any
+        hardware: Hardware = H100,
+        *,
+        wanted: str = "Auto",
+        earlier: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        gpus: int = 1,
+        **training: Any,
     ) -> FastPath:
         (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B if model is None else model))
         (tmp_path / "report.json").write_text(json.dumps({"tokens": {"histogram": [{"upTo": 1024, "rows": 100}]}}))
@@ -40,6 +46,7 @@ def start(tmp_path: Path) -> Any:
             {
                 "job": {"namespace": "n", "name": "j", "uid": "u"}, "model": {"source": "s3://m/q"}, "dataset": {"train": [{"source": "s3://d/t.json"}]},
                 "tuning": {"lora": {"dropout": "0"}}, "training": {"fastPath": wanted, **training}, "checkpoints": {}, "storage": {"uri": "s3://models/x"},
+                "gpus": gpus,
             }
         )  # fmt: skip
         prepared = Manifest(
@@ -60,7 +67,6 @@ def answer(fast: FastPath, directory: Path, **fields: Any) -> Path:
 UNUSED = [
     pytest.param(CPU, "Auto", QWEN3_8B, "no CUDA GPU", id="a CPU, where the fast path is not the faster one"),
     pytest.param(T4, "Auto", QWEN3_8B, "unsupported: a GPU without bfloat16 (Tesla T4 with 16.0 GiB)", id="an old GPU"),
-    pytest.param(TWO, "Auto", QWEN3_8B, "unsupported: 2 GPUs in one pod", id="several GPUs"),
     pytest.param(H100, "Auto", QWEN3_8B | {"attention_bias": True}, "unsupported: bias in o_proj", id="a model with a bias too many"),
     pytest.param(H100, "Auto", {"model_type": "qwen3"}, "unsupported: config.json without the model's sizes", id="a config without sizes"),
 ]
@@ -103,6 +109,13 @@ PLANS = [
 def test_the_plan_follows_from_what_is_free(start: Any, hardware: Hardware, batch: tuple[int, int], numbers: Numbers) -> None:
     plan = start(hardware).plan
     assert ((plan.micro_batch, plan.accumulation), numbers_of(plan)) == (batch, numbers)
+
+
+def test_several_gpus_share_a_step_by_the_plan_of_the_fullest_one(start: Any) -> None:
+    plan = start(TWO, gpus=2).plan
+    assert (plan.micro_batch * plan.accumulation, plan.budget_bytes) == (8, usable(12 * GIB, 2))
+    on_cpu = start(CPU, wanted="Required", gpus=2, effectiveBatchSize=6).plan
+    assert (on_cpu.micro_batch, on_cpu.accumulation) == (3, 1)
 
 
 def test_the_process_is_given_the_plan_and_no_earlier_answer(start: Any, tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ class JobConfig(Model):
     storage_timeout_seconds: int = Field(default=600, ge=1, description="How long the end of a run waits for storage that is down.")
     allow_cpu: bool = Field(default=False, description="Development clusters: train on the CPU when no GPU is visible.")
     cpu_threads: int = Field(default=1, ge=1, description="Whole cores of the training pod.")
+    gpus: int = Field(default=1, ge=1, description="GPUs of the training pod; each has a process of its own, which trains an equal part of every step.")
+
+    @property
+    def rows_per_gpu(self) -> int:
+        """Rows of an optimizer step on one GPU. The API has made sure that nothing is left over."""
+        return self.training.effective_batch_size // self.gpus
 
     @property
     def prefix(self) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .fast_path import KEEP_ALL, KEEP_ATTENTION, KEEP_INPUT, FastPlan
 from .model_shape import ModelShape
-from .sizing import CONTEXT, GIB, STATES, Estimate, base_bytes, divisors
+from .sizing import CONTEXT, GIB, NCCL, STATES, Estimate, base_bytes, divisors
 from .spec import Toggle, Training, Tuning
 
 # Held beside the tensors of a step: workspaces of cuBLAS and cuDNN for two streams, the allocator's pool of small blocks.
@@ -96,9 +96,9 @@ class Job:
         return max(1, self.training.effective_batch_size // self.gpus)
 
 
-def usable(free: int) -> int:
-    """Bytes that torch may reserve where the driver says that `free` are free to a process that has a CUDA context already."""
-    return max(0, free - _KERNELS)
+def usable(free: int, gpus: int = 1) -> int:
+    """Bytes that torch may reserve where the driver says that `free` are free to a process that has a CUDA context already. `gpus`: of the training."""
+    return max(0, free - _KERNELS - (NCCL if gpus > 1 else 0))
 
 
 def budget_for(predicted_bytes: int) -> int:
@@ -175,6 +175,7 @@ def estimate(job: Job, setting: Setting, *, tokens: int | None = None) -> Estima
         loss=max(0, loss - layer),
         dequantised=_weight_buffer(shape, rank),
         overhead=overhead + int(growth * min(1, GRAPH_TOKENS / tokens) * (kept + max(layer, loss))),
+        nccl=NCCL if job.gpus > 1 else 0,  # and no more: all processes sum the one gradient buffer where it is
     )
     # Before the first step the whole embedding is on the GPU.
     short = base + tables + adapter + _LOADING - step.reserved
@@ -194,7 +195,8 @@ def numbers_of(chosen: FastPlan) -> Numbers:
 
 def required(job: Job) -> int:
     """What the GPU must have free in all."""
-    return int(requirement(job).reserved * job.correction) + CONTEXT
+    found = requirement(job)
+    return int(found.reserved * job.correction) + found.nccl + CONTEXT
 
 
 def _attention_sizes(shape: ModelShape) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """How much memory of one GPU a training needs at its peak, and what to change so that it fits. Arithmetic only.
 
 It counts what the command of the training pod really does: ms-swift 4.6 with PEFT and bitsandbytes, adapters in float32 under autocast,
-SDPA attention, Liger's kernels where there is one GPU. Terms are bytes; `width` is the bytes of a number in the type that is computed in.
+SDPA attention, Liger's kernels. Terms are bytes; `width` is the bytes of a number in the type that is computed in.
 """
 
 from bisect import bisect_left
@@ -20,6 +20,8 @@ from .spec import Toggle, Training, Tuning
 GIB = 2**30
 # Measured beside the allocator's memory: CUDA context and the kernels of torch, cuBLAS and bitsandbytes (0.72 to 0.75 GiB on an H100).
 CONTEXT = int(0.75 * GIB)
+# NCCL's buffers for the sums over several GPUs, outside of torch's memory. Not measured: they grow with NVLink's channels, about 10 MiB for each.
+NCCL = int(0.5 * GIB)
 # cuBLAS's workspaces, and what the allocator rounds up in its pool of small blocks.
 _WORKSPACE = int(0.1 * GIB)
 # Share of what comes and goes that the allocator holds beside it, because blocks of one size do not fit the next tensor.
@@ -50,26 +52,29 @@ class Estimate:
     loss: int  # what the loss needs beyond the layers, which are not there then
     dequantised: int  # the largest linear layer in the type that is computed in
     overhead: int  # the allocator's and the libraries'
+    nccl: int = 0  # not torch's: what the sums over several GPUs need
 
     @property
     def reserved(self) -> int:
         """What torch reserves."""
-        return sum(self.parts.values())
+        return sum(self.parts.values()) - self.nccl
 
     @property
     def required(self) -> int:
-        """What the GPU must have free: beside torch's memory the driver's context."""
-        return self.reserved + CONTEXT
+        """What the GPU must have free: beside torch's memory NCCL's and the driver's context."""
+        return self.reserved + self.nccl + CONTEXT
 
     @property
     def parts(self) -> dict[str, int]:
         return asdict(self)
 
 
-def estimate(shape: ModelShape, tuning: Tuning, training: Training, *, micro_batch: int, longest: int | None = None, liger: bool = True) -> Estimate:
+def estimate(
+    shape: ModelShape, tuning: Tuning, training: Training, *, micro_batch: int, longest: int | None = None, liger: bool = True, gpus: int = 1
+) -> Estimate:
     """Memory of a training with `micro_batch` rows at a time.
 
-    `longest`: tokens of the longest row, where it is known to be less than training.maxLength. `liger`: one GPU with Liger's kernels.
+    `longest`: tokens of the longest row, where it is known to be less than training.maxLength. `liger`: with Liger's kernels. `gpus`: of the training.
     Never less for more rows, longer rows, a higher rank or more layers.
     """
     length = min(training.max_length, longest or training.max_length)
@@ -84,7 +89,8 @@ def estimate(shape: ModelShape, tuning: Tuning, training: Training, *, micro_bat
     inside = (1 if checkpointing else shape.layers) * (tokens * one_layer + scores)
     # Autocast keeps 16-bit copies of the adapters until the forward pass is over; without checkpointing the graph holds on to them.
     copies = trained * width if width < 4 else 0
-    gradients = 4 * trained
+    # With several GPUs DistributedDataParallel sums gradients in buckets, which are another copy of them.
+    gradients = 4 * trained * (2 if gpus > 1 else 1)
     # Two peaks. In a layer's backward pass the loss is gone; at the loss the layers' insides are there only without checkpointing. An evaluation of as
     # many rows stays below both: with Liger none took more than a step (15 configurations on an H100), without it a step's loss holds more per logit.
     churn = int(_FRAGMENTATION * tokens * (one_layer + passing))
@@ -102,13 +108,14 @@ def estimate(shape: ModelShape, tuning: Tuning, training: Training, *, micro_bat
         loss=max(backward, forward) - backward,
         dequantised=shape.largest_linear * width if tuning.method == "QLoRA" else 0,
         overhead=_WORKSPACE + churn,
+        nccl=NCCL if gpus > 1 else 0,
     )
 
 
-def rows(training: Training) -> int:
-    """Rows at a time that must fit: as many as the user asks for, but always a divisor of the effective batch; one for Auto, which comes down to it."""
-    wanted = 1 if training.micro_batch_size == "Auto" else training.micro_batch_size
-    return next(size for size in range(min(wanted, training.effective_batch_size), 0, -1) if training.effective_batch_size % size == 0)
+def rows(training: Training, gpus: int = 1) -> int:
+    """Rows at a time that must fit: as many as the user asks for, but always a divisor of a GPU's part of a step; one for Auto, which comes down to it."""
+    wanted, part = 1 if training.micro_batch_size == "Auto" else training.micro_batch_size, training.effective_batch_size // gpus
+    return next(size for size in range(min(wanted, part), 0, -1) if part % size == 0)
 
 
 def largest_micro_batch(shape: ModelShape, tuning: Tuning, training: Training, usable_bytes: int, *, longest: int | None = None, liger: bool = True) -> int:
@@ -152,7 +159,7 @@ def smallest_change(
     usable_bytes: int,
     *,
     longest: int | None = None,
-    liger: bool = True,
+    gpus: int = 1,
     required: Callable[[Tuning, Training], int] | None = None,
 ) -> Change | None:
     """The change of the fewest fields, and of those the least harmful one, after which a job fits that does not. None: it takes a larger GPU.
@@ -163,7 +170,7 @@ def smallest_change(
     def needs(job: "_Job") -> int:
         if required:
             return required(job.tuning, job.training)
-        size = estimate(shape, job.tuning, job.training, micro_batch=rows(job.training), longest=longest, liger=liger)
+        size = estimate(shape, job.tuning, job.training, micro_batch=rows(job.training, gpus), longest=longest, gpus=gpus)
         return size.required
 
     def first(steps: Sequence[_Step], job: _Job) -> _Job | None:

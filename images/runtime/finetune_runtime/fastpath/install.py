@@ -84,7 +84,7 @@ class FastPath:
             self._wrap_forward()
             self._wrap_trainer(self.model)
             if dist.is_initialized():
-                self.trainer.model_wrapped.require_backward_grad_sync = False  # DDP would wait for gradients that autograd never sees
+                self._pass_by(self.trainer.model_wrapped)
         except BaseException:
             self.remove()
             raise
@@ -173,6 +173,11 @@ class FastPath:
         self._replace(trainer, "training_step", training_step)
         self._replace(trainer, "get_use_logits_to_keep", get_use_logits_to_keep)
         self._replace(trainer.model, "train", train)
+
+    def _pass_by(self, wrapped: Any) -> None:
+        """`wrapped`: DistributedDataParallel, which has made the adapters of all processes equal. It would wait for gradients that autograd never sees."""
+        self._replace(wrapped, "forward", wrapped.module)
+        wrapped.reducer = wrapped.logger = None  # its buckets are as large as all gradients
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         """Hides a method behind an attribute of the object itself; liger-kernel and accelerate may have done so before."""

@@ -96,7 +96,7 @@ def summarise(prepared: Prepared, sha256: str, warnings: list[str]) -> DataSumma
     )
 
 
-def warn(prepared: Prepared) -> list[str]:
+def warn(prepared: Prepared, gpus: int = 1) -> list[str]:
     """What does not stop the job and should be known before GPU hours are spent, most important first."""
     train, validation = prepared.train, prepared.validation
     rows = prepared.train_rows
@@ -105,6 +105,8 @@ def warn(prepared: Prepared) -> list[str]:
         found.append(f"{invalid} invalid rows were left out; report.json lists the first {min(invalid, len(_examples(prepared)))}")
     if rows < FEW_ROWS:
         found.append(f"only {rows} training rows: fewer than {FEW_ROWS} rarely teach more than their wording")
+    if rest := rows % gpus:
+        found.append(f"{rest} of {rows} training rows are left out: each of {gpus} GPUs gets as many rows as the others")
     if not prepared.validation_rows:
         found.append("no validation rows: there will be no evaluation loss (validation.splitRatio is 0)")
     found += [warning for side in _sides(prepared) for counts in side.sources for warning in _source_warnings(counts)]

@@ -56,7 +56,7 @@ def run(config: JobConfig) -> StepResult:
     os.environ["HF_HUB_OFFLINE"] = "1"  # what a model directory lacks is named, not fetched from a hub behind the user's back
     prepared = _prepare(config, store, scratch)
     sha256 = _write_rows(prepared, output)
-    summary = summarise(prepared, sha256, warn(prepared))
+    summary = summarise(prepared, sha256, warn(prepared, config.gpus))
     (output / CHAT_TEMPLATE_FILE).write_text(prepared.template.text, encoding="utf-8")
     (output / PARITY_FILE).write_text(json.dumps({"samples": prepared.template.samples}, ensure_ascii=False), encoding="utf-8")
     content = report(prepared, config, summary)
@@ -103,7 +103,12 @@ def _prepare(config: JobConfig, store: Store, scratch: Path) -> Prepared:
     _judge(config, [rows for rows in (train, validation) if rows])
     held_out = np.zeros(train.valid, dtype=bool) if validation else _hold_out(config, train)
     template = derive(encoder, sample.examples, system, reasons=train.reasoning * 2 > train.valid)
-    return Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out, shape, fast_path)
+    prepared = Prepared(identity, listing.revision, template, find_ending(encoder, directory), train, validation, held_out, shape, fast_path)
+    if prepared.train_rows < config.gpus:
+        raise _invalid(
+            f"{prepared.train_rows} training rows are fewer than the {config.gpus} GPUs that are to share them: set resources.gpus to 1 in a new job."
+        )
+    return prepared
 
 
 def _sources(sources: Sequence[DatasetSource], store: Store, scratch: Path) -> Iterator[Source]:

@@ -77,8 +77,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
 def _batch(data: ReportData) -> str:
     if not (data.train and data.train.micro_batch):
         return ""
-    effective, micro = data.config.training.effective_batch_size, data.train.micro_batch
-    return f"{effective} rows a step, {micro} at a time" if micro < effective else f"{effective} rows a step"
+    gpus, effective, micro = data.config.gpus, data.config.training.effective_batch_size, data.train.micro_batch
+    each = f" on each of {gpus} GPUs" if gpus > 1 else ""
+    return f"{effective} rows a step" if micro == effective else f"{effective} rows a step, {micro} at a time{each}"
 
 
 def _origins(data: ReportData) -> list[tuple[str, str]]:

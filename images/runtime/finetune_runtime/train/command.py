@@ -4,7 +4,7 @@ Names and traps are those of ms-swift 4.6. What the job's fields do not decide (
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -25,6 +25,11 @@ FAST_PLUGIN = Path(__file__).parent / "plugin" / "fast_path.py"
 _LOADERS = 2  # processes that make micro-batches while the GPU computes
 _WAITING_TOKENS = 2**14  # of the micro-batches that one of them has ready: with 8192 numbers for each token 256 MiB of shared memory
 _PACKAGE_ROOT = Path(__file__).parents[2]
+_SEVERAL: Mapping[str, str | int | bool] = {
+    # Seconds that a process waits for the others; one that died is noticed at once. The longest wait is for the first one, which tokenises all rows.
+    "ddp_timeout": 3600,
+    "ddp_broadcast_buffers": False,  # none of them is trained
+}
 # Secrets, and variables that win over the command line.
 _NOT_INHERITED = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TENSORBOARD_LOGGING_DIR", EARLY_STOPPING, FAST_PLAN)
 
@@ -68,9 +73,9 @@ def arguments(
         "learning_rate": training.learning_rate,
         "max_length": training.max_length,
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": training.effective_batch_size // micro_batch,
+        "gradient_accumulation_steps": config.rows_per_gpu // micro_batch,
         "gradient_checkpointing": checkpointing,
-        "use_liger_kernel": hardware.liger and len(hardware.gpus) == 1,
+        "use_liger_kernel": hardware.liger and not hardware.cpu_only,
         "seed": training.seed,
         "data_seed": training.seed,
         "logging_steps": training.logging_steps,
@@ -87,6 +92,8 @@ def arguments(
     }
     if plan:
         flags |= _fast_path(plan, inputs, hardware)
+    if config.gpus > 1:
+        flags |= _SEVERAL
     if hardware.cpu_only:
         flags["use_cpu"] = True
     if refused := refusals(training.extra_args):
@@ -131,13 +138,33 @@ def environment(config: JobConfig, base: Mapping[str, str], scratch: Path, *, ev
             "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": str(config.cpu_threads),  # more threads than cores make small models many times slower
+            "OMP_NUM_THREADS": str(max(1, config.cpu_threads // config.gpus)),  # more threads than cores make small models many times slower
             # Threads that wait sleep instead of spinning: with other work on the cores, spinning made small products four times slower.
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         }
     )
+
+
+def ranks(processes: int, port: int) -> list[dict[str, str]]:
+    """What each of several processes finds in its environment besides, for torch.distributed, accelerate and ms-swift. `port`: a free one of this machine.
+
+    torchrun would do the same, but it ends all processes 30 s after a SIGTERM and closes the descriptor of the events.
+    """
+    if processes == 1:
+        return [{}]
+    size = str(processes)
+    # They are on one machine: what they say to each other stays on its loopback interface.
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    return [shared | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(processes)]
+
+
+def shown(config: JobConfig, words: Sequence[str]) -> list[str]:
+    """The command by which a person repeats the training. `words`: ms-swift's arguments."""
+    launcher = ["torchrun", "--nproc_per_node", str(config.gpus)] if config.gpus > 1 else ["python3"]
+    return [*launcher, "-m", "swift.cli.sft", *words]
 
 
 def _tuning(tuning: Tuning, hardware: Hardware) -> dict[str, str | int | bool | list[str]]:

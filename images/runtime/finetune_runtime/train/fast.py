@@ -62,7 +62,7 @@ class FastPath:
             self._refuse(reason)
         else:
             rows = row_lengths(prepared.details, _read(dataset / "report.json"), config.training.max_length)
-            self._job = Job(shape, config.tuning, config.training, rows, numbers=self._numbers, correction=_correction(earlier, rows))
+            self._job = Job(shape, config.tuning, config.training, rows, config.gpus, self._numbers, _correction(earlier, rows))
             self._plan = self._first(hardware, earlier) if hardware.gpus else _on_cpu(self._job, config)
             log.info("fast path: %s", self.status)
 
@@ -163,8 +163,8 @@ class FastPath:
         return following
 
     def _first(self, hardware: Hardware, earlier: Mapping[str, Any] | None) -> FastPlan:
-        gpu = hardware.gpus[0]
-        budget = fast_sizing.usable(gpu.free or gpu.memory)
+        least = min(gpu.free or gpu.memory for gpu in hardware.gpus)  # all processes go by one plan
+        budget = fast_sizing.usable(least, self._job.gpus)
         before = (earlier or {}).get("fastPath", {})
         if before.get("steppedDown") and (known := before.get("predictedBytes")):
             budget = min(budget, fast_sizing.budget_for(known))
@@ -180,8 +180,6 @@ class FastPath:
     def _lacking(self, hardware: Hardware) -> str:
         if hardware.cpu_only:
             return "" if self._wanted is Wanted.REQUIRED else NO_GPU  # there is a way on the CPU, for tests: it is exact, and not faster
-        if len(hardware.gpus) > 1:
-            return f"{UNSUPPORTED}{len(hardware.gpus)} GPUs in one pod"
         return "" if hardware.bfloat16 else f"{UNSUPPORTED}a GPU without bfloat16 ({hardware})"
 
     def _refuse(self, reason: str) -> None:
@@ -217,11 +215,10 @@ def row_lengths(details: Mapping[str, Any], report: Any, max_length: int) -> Row
 
 def _on_cpu(job: Job, config: JobConfig) -> FastPlan:
     """Everything kept, as nothing is gained by computing it again."""
-    effective = config.training.effective_batch_size
-    micro = microbatch.initial(config.training.micro_batch_size, effective, cpu_only=True)
+    micro = microbatch.initial(config.training.micro_batch_size, config.rows_per_gpu, cpu_only=True)
     return FastPlan(
         micro_batch=micro,
-        accumulation=effective // micro,
+        accumulation=config.rows_per_gpu // micro,
         keep=[KEEP_ALL] * job.shape.layers,
         row_tokens=job.rows.longest,
         optimizer=job.numbers.optimizer if job.numbers else config.training.extra_args.get("optim", fast_sizing.FULL.optimizer),

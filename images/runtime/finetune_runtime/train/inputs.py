@@ -44,7 +44,7 @@ def committed_adapter(config: JobConfig, store: Store) -> tuple[Manifest, Adapte
 
 def gather(config: JobConfig, store: Store, scratch: Path) -> Start:
     """Fetches dataset, model and the newest usable checkpoint. Cheap checks come first. Raises StepError."""
-    hardware = find(allow_cpu=config.allow_cpu)
+    hardware = find(allow_cpu=config.allow_cpu, gpus=config.gpus)
     log.info("training on %s", hardware)
     if aborted := store.abort_uploads(f"{config.prefix}/"):
         log.info("dropped %d unfinished uploads of an earlier pod", aborted)

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -54,9 +55,8 @@ class Run:
         self._finished = False
         self.diverged = ""
         candidate, self.checkpoint = start.resume or (None, None)
-        effective = config.training.effective_batch_size
         micro = microbatch.initial(
-            config.training.micro_batch_size, effective, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
+            config.training.micro_batch_size, config.rows_per_gpu, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
         )
         details = candidate.manifest.details if candidate else None
         self._fast = fast.FastPath(config, start.hardware, start.inputs.model, start.inputs.dataset, start.dataset, details)
@@ -88,11 +88,13 @@ class Run:
             plan=self._fast.plan,
         )
 
-    def environment(self, base: Mapping[str, str], events_fd: int) -> dict[str, str]:
-        """Environment of the training process."""
+    def environments(self, base: Mapping[str, str], events_fd: int) -> list[dict[str, str]]:
+        """Environment of each training process."""
         prompts = answers.offer(self._start.inputs.dataset / VALIDATION_FILE, self._config.training.seed, self._answers)
         found = command.environment(self._config, base, self._scratch, events_fd=events_fd, staging=self._staging)
-        return found | prompts | self._fast.offer(self._scratch)
+        only = {"CUDA_VISIBLE_DEVICES": self._start.hardware.only} if self._start.hardware.only else {}
+        found |= prompts | self._fast.offer(self._scratch) | only
+        return [found | rank for rank in command.ranks(self._config.gpus, _free_port())]
 
     def loading(self) -> None:
         """A new training process starts."""
@@ -147,7 +149,7 @@ class Run:
 
     def shrink(self) -> None:
         """Less at a time after an out-of-memory error: the fast path's next plan, or half the rows. Raises StepError OutOfMemory when nothing can help."""
-        micro, effective = self.summary.micro_batch, self._config.training.effective_batch_size
+        micro, part = self.summary.micro_batch, self._config.rows_per_gpu
         self._too_large.append(micro)
         if self._fast.plan and (following := self._fast.shrink(loading=self._begun is None)):
             log.warning("out of memory: going on with less (%s)", self._fast.status)
@@ -155,14 +157,14 @@ class Run:
             return
         if self._begun is None:
             raise self._out_of_memory("The model does not fit into memory", "use a smaller model or a GPU with more memory")
-        half = None if self._fast.plan else microbatch.smaller(micro, effective)
+        half = None if self._fast.plan else microbatch.smaller(micro, part)
         if half is None:
             raise self._out_of_memory(
                 f"One row of at most {self._config.training.max_length} tokens does not fit into memory beside the model (tried micro-batches: "
                 f"{', '.join(map(str, self._too_large))})",
                 "lower training.maxLength or tuning.lora.rank, set training.gradientCheckpointing to On, or use a GPU with more memory",
             )
-        log.warning("out of memory with %d rows at a time: going on with %d rows, %d times a step", micro, half, effective // half)
+        log.warning("out of memory with %d rows at a time: going on with %d rows, %d times a step", micro, half, part // half)
         self._go_on_with(half)
 
     def _go_on_with(self, micro_batch: int) -> None:
@@ -255,7 +257,7 @@ class Run:
         return chosen, path
 
     def _record_command(self) -> None:
-        self._update(command=shlex.join(["python3", "-m", "swift.cli.sft", *self.command(resume=False)]), versions=adapter.versions())
+        self._update(command=shlex.join(command.shown(self._config, self.command(resume=False))), versions=adapter.versions())
 
     def _on_log(self, event: Event, now: float) -> None:
         loss = event.values.get("loss", 0.0)
@@ -325,6 +327,13 @@ class Run:
 
     def _update(self, **fields: object) -> None:
         self.summary = self.summary.model_copy(update=fields)
+
+
+def _free_port() -> int:
+    """For the meeting of several processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _tokens_per_step(config: JobConfig, dataset: Manifest) -> float:

@@ -124,7 +124,7 @@ class Supervisor:
         run.loading()
         words = [sys.executable, "-m", "swift.cli.sft", *run.command()]
         log.info("starting %s", " ".join(words))
-        return Child(words, lambda events_fd: run.environment(os.environ, events_fd), self._scratch, self._inbox.put)
+        return Child(words, lambda events_fd: run.environments(os.environ, events_fd), self._scratch, self._inbox.put)
 
     def _follow(self, child: Child, run: Run) -> int:
         """Works off the queue until the process has ended; returns its return code."""

@@ -87,7 +87,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.no_grad(), torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
             yield
     finally:
         model.train(training)

@@ -14,6 +14,7 @@ from swift.callbacks import TrainerCallback, callbacks_map
 from finetune_runtime.contract.fast_path import CALLBACK, FAST_PLAN, FastOutcome, FastPlan, outcome_path
 from finetune_runtime.fastpath.install import FastPath
 from finetune_runtime.fastpath.support import unsupported
+from finetune_runtime.train.plugin import ranks
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +44,24 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         except Exception as error:
             log.warning("the fast path could not be put in place", exc_info=True)
             reason = f"{type(error).__name__}: {error}"[:400]
+        reason = ranks.first(reason)  # all processes take it, or none
         if reason:
             self._fast.remove()
             self._fast = None
         self._write(args, FastOutcome(used=not reason, reason=reason, device=_device()))
 
     def on_step_end(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        if not (self._fast and self._fast.model):
+            return
+        # Of several GPUs the fullest one: the rows of a step differ, and with them what a process needs.
+        here = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+        reserved, *levels = ranks.largest(here, *(-level for level in self._fast.model.keep))
+        kept = [-int(level) for level in levels]
         # After the first step, and again when memory ran out and less is kept since.
-        if self._fast and self._fast.model and self._kept != self._fast.model.keep:
-            self._kept = list(self._fast.model.keep)
-            reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-            self._write(
-                args,
-                FastOutcome(used=True, device=_device(), measured_bytes=reserved, graphs=self._fast.graphs.count if self._fast.graphs else 0, keep=self._kept),
-            )
+        if self._kept != kept:
+            self._kept = kept
+            graphs = self._fast.graphs.count if self._fast.graphs else 0
+            self._write(args, FastOutcome(used=True, device=_device(), measured_bytes=int(reserved), graphs=graphs, keep=kept))
 
     def _write(self, args: Any, outcome: FastOutcome) -> None:
         if args.process_index or not self._file:

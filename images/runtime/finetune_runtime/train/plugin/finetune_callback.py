@@ -1,5 +1,8 @@
 """Trainer callback `finetune`: tells the supervisor what happens, stages checkpoints for upload, stops at a step's end on SIGTERM.
 
+Of several processes the first one tells and stages, and whatever ends a step, an evaluation or the training is agreed on: one that stopped alone would leave
+the others waiting.
+
 ms-swift loads it with --external_plugins and --callbacks finetune. It must never fail the training for a reason of its own.
 """
 
@@ -18,6 +21,7 @@ from swift.callbacks import TrainerCallback, callbacks_map
 from finetune_runtime.train.answers import ANSWERS, PROMPTS
 from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
+from finetune_runtime.train.plugin import ranks
 from finetune_runtime.train.plugin.answering import SECONDS, ask
 from finetune_runtime.train.signals import handle_here_only
 from finetune_runtime.train.staging import stage
@@ -40,6 +44,7 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         self._stopped_early = False
         self._stop_since: float | None = None  # seconds of a monotonic clock: when SIGTERM came
         self._evaluating = False
+        self._memory = 0.0  # GiB reserved at most, of several GPUs on the fullest
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks 4-bit weights in an evaluation and then multiplies them without gradients until the
@@ -52,7 +57,9 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         self._send(Kind.BEGIN, state)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._stop_since is not None:
+        told, self._memory = ranks.largest(self._stop_since is not None, _reserved())
+        if told:
+            self._stop_since = self._stop_since or time.monotonic()
             control.should_save = True
             control.should_training_stop = True
         if control.should_save and not control.should_evaluate:
@@ -62,7 +69,8 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         if not self._evaluating:
             self._evaluating = True
             self._send(Kind.EVALUATING, state)
-        if self._stop_since is not None and time.monotonic() - self._stop_since > EVALUATION_PATIENCE:
+        late = self._stop_since is not None and time.monotonic() - self._stop_since > EVALUATION_PATIENCE
+        if any(ranks.largest(late)):
             self._leave_evaluation(args, state, control)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -71,19 +79,20 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         self._evaluating = False
-        if self._early and self._early.stops([entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]):
+        if self._early and any(ranks.largest(self._early.stops([entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]))):
             self._stopped_early = control.should_save = control.should_training_stop = True
         self._send(Kind.SAVING if control.should_save else Kind.EVALUATED, state)
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        ranks.largest(0)  # each process has a file of its own in the checkpoint
         if state.is_world_process_zero:
             path = stage(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._staging)
             self._send(Kind.SAVED, state, path=str(path), final=self._stopped_early or state.global_step >= state.max_steps)
 
-    def on_train_end(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         # The last checkpoint is staged: whatever happens to the answers, nothing is lost.
         at_its_end = self._stopped_early or state.global_step >= state.max_steps
-        if at_its_end and self._stop_since is None and self._prompts and args.world_size == 1:
+        if at_its_end and self._stop_since is None and self._prompts and state.is_world_process_zero:
             self._answer(state, Path(self._prompts))
         self._send(Kind.END, state)
 
@@ -127,9 +136,14 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
 
     def _send(self, kind: Kind, state: Any, *, values: dict[str, float] | None = None, path: str = "", final: bool = False) -> None:
         if state.is_world_process_zero:
-            memory = sum(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())) / 2**30
+            memory = max(self._memory, _reserved())
             event = Event(kind, state.global_step, state.max_steps, state.epoch or 0.0, values or {}, memory, path, final)
             self._events.write(event.encode() + "\n")
+
+
+def _reserved() -> float:
+    """GiB that this process had reserved at most on its GPU."""
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 callbacks_map["finetune"] = FinetuneCallback
