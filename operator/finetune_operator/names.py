@@ -32,6 +32,7 @@ LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 ANNOTATION_PAUSED = f"{GROUP}/paused"  # a Workload that we, not its administrator, have made inactive
 ANNOTATION_IGNORE_FIT = f"{GROUP}/ignore-gpu-fit"
 ANNOTATION_CONFIG = f"{GROUP}/config"  # configuration of a pod that has no ConfigMap
+ANNOTATION_TOLD = f"{GROUP}/adapters"  # digest of the list of adapters that a pod was told last
 ANNOTATION_JOB_NAME = "batch.kubernetes.io/job-name"
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
@@ -39,6 +40,7 @@ GATEWAY_API = f"{GATEWAY_GROUP}/v1"
 
 CONTAINER = "main"  # the container whose termination message counts
 FETCH_CONTAINER = "fetch"
+FOLLOW_CONTAINER = "adapters"
 
 
 class Step(StrEnum):

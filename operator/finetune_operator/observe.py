@@ -73,6 +73,8 @@ class PodView:
     job_uid: str = ""  # FineTuneJob that it works for
     disruption: str = ""  # why it is taken away, in Kubernetes' words
     step: str = ""  # what it does; empty: it serves
+    address: str = ""
+    told: str = ""  # digest of the list of adapters that it was told last
     gone: bool = False  # deleted; this is what was seen last
 
     @property
@@ -204,6 +206,8 @@ def pod_view(raw: Raw) -> PodView:
         ended=_ended(statuses),
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         step=labels.get(names.LABEL_STEP, ""),
+        address=status.get("podIP", ""),
+        told=(meta.get("annotations") or {}).get(names.ANNOTATION_TOLD, ""),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )
 

@@ -30,6 +30,7 @@ from .progress import ProgressStore
 from .reasons import Reason
 from .routes import Routes
 from .settings import Settings
+from .sidecars import Sidecars
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN = 5.0  # seconds
@@ -74,7 +75,14 @@ class Reconciler:
     """Brings objects to their goal, one round at a time."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, caches: Caches, progress: ProgressStore, ca: str = "", now: Callable[[], float] = time.time
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        caches: Caches,
+        progress: ProgressStore,
+        ca: str = "",
+        now: Callable[[], float] = time.time,
+        sidecars: Sidecars | None = None,
     ) -> None:
         """`now` is the clock in seconds since the epoch."""
         self._cluster, self._settings, self._caches, self._progress, self._ca, self._now = cluster, settings, caches, progress, ca, now
@@ -84,6 +92,7 @@ class Reconciler:
         self.fleet = Fleet(cluster, caches.deployments, caches.pods, caches.evaluations, now)
         self._routes = Routes(cluster, caches.routes, now)
         self._nodes = Nodes(cluster, now)
+        self._sidecars = sidecars or Sidecars()
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -194,6 +203,7 @@ class Reconciler:
         crew = await (self.fleet.look(owner) if live else self.fleet.of(owner))
         routing = await self._routes.of(owner, found.spec, live=crew.live)
         state = EndpointState(owner, found.spec, found.status, crew.deployments, crew.pods, crew.jobs, routing.route, routing.installed, crew.live)
+        state = replace(state, reports=await self._sidecars.of(state))
         return state, endpoint_plan.decide(state, self._settings, self._now())
 
     async def _refuse(self, owner: Owner, raw: Mapping[str, Any], error: ValidationError) -> None:

@@ -235,6 +235,12 @@ REFUSED_ENDPOINTS = [
     ),
     pytest.param({"adapters": [ROOMS], "engine": "Swift"}, "spec.adapters", "engine Swift serves one adapter only: set spec.engine", id="several with Swift"),
     pytest.param({"adapters": [ROOMS], "quantization": "Merged"}, "spec.adapters", "merged weights are one model: set spec.quantization", id="several merged"),
+    pytest.param({"adapterLoading": "Live", "engine": "Swift"}, "spec.adapterLoading", "set spec.engine to vLLM, or spec.adapterLoading", id="live with Swift"),
+    pytest.param(
+        {"adapterLoading": "Live", "quantization": "Merged"}, "spec.adapterLoading", "set spec.quantization to AsTrained or None", id="live and merged"
+    ),
+    pytest.param({"adapterLoading": "Live", **canary()}, "spec.adapterLoading", "set spec.strategy.type to BlueGreen", id="live in steps"),
+    pytest.param({"maxAdapters": 17}, "spec.maxAdapters", "less than or equal to 16", id="room for too many adapters"),
     pytest.param({"adapters": [ROOMS], "servedName": "rooms"}, "spec.adapters", "spec.servedName is the name of spec.candidate", id="the candidate's name"),
     pytest.param({"adapters": [{**ROOMS, "name": "base"}]}, "spec.adapters[0].name", "'base' is the base model's name", id="an adapter named as the base"),
     pytest.param({"adapters": [{**ROOMS, "name": ""}]}, "spec.adapters[0].name", "should be at least 1 chars long", id="an adapter without a name"),

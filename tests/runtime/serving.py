@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune_runtime.contract.base import Model
-from finetune_runtime.contract.config import DRAINING, ServeConfig
+from finetune_runtime.contract.config import DRAINING, JobConfig, ServeConfig
 from finetune_runtime.contract.result import StepResult
-from tests.runtime.support import ROOT, answers, wait_for
+from finetune_runtime.contract.spec import S3Storage
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, answers, merged, wait_for
 
 PORT = 8000
+LEARNED = {"support": slice(0, 4), "rooms": slice(8, 12)}  # lines of the clinic's file that each adapter knows by heart
 
 
 class Pod:
@@ -99,3 +101,37 @@ def post(path: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as response:
         return json.load(response)
+
+
+def learn(s3_server: Server, directory: Path, elsewhere: Path) -> tuple[JobConfig, dict[str, Any]]:
+    """Two adapters of different ranks on one tiny base in the bucket `trained`: the job of the first, and references to both by their names."""
+    make = ["python3", "/src/tests/fixtures/make_tiny_model.py", "/w/sources/tiny-qwen3", "--corpus", "/src/examples/clinic/support.jsonl"]
+    mounts = ["--mount", f"{ROOT}:/src:ro", "--mount", f"{directory}:/w"]
+    subprocess.run([str(ROOT / "images/run.sh"), "trainer-test", *mounts, "--", *make], check=True)
+    s3_server.client().create_bucket(Bucket="trained")
+    for path in (directory / "sources/tiny-qwen3").iterdir():
+        s3_server.client().upload_file(str(path), "trained", f"base/tiny-qwen3/{path.name}")
+    config = JobConfig.model_validate(
+        merged(
+            DEFAULTS | {"storage": S3Storage(uri="s3://trained", endpoint=s3_server.endpoint).dump()},
+            {
+                "model": {"source": "s3://trained/base/tiny-qwen3"},
+                "dataset": {"validation": {"splitRatio": "0"}, "system": "You are the clinic's assistant."},
+                "tuning": {"lora": {"dropout": "0"}},
+                "training": {"epochs": 150, "learningRate": "3e-3", "loggingSteps": 50},
+                "checkpoints": {"everySteps": 1000},
+            },
+        )
+    )
+    adapters = {}
+    for name, rank in (("support", 48), ("rooms", 32)):
+        place = directory if name == "support" else elsewhere
+        (place / "sources/pvc/data/train.jsonl").write_text("\n".join(CLINIC.read_text().splitlines()[LEARNED[name]]))
+        changes = {"job": {"name": name, "uid": name}, "tuning": {"lora": {"rank": rank, "alpha": 2 * rank}}}
+        trained = JobConfig.model_validate(merged(config.dump(), changes))
+        Pod("trainer-test", "prepare", trained, place, s3_server.environment).run()
+        result = Pod("trainer-test", "train", trained, place, s3_server.environment).run()
+        assert result.train is not None
+        assert result.train.adapter is not None
+        adapters[name] = result.train.adapter.dump()
+    return config, adapters

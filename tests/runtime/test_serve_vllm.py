@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +16,13 @@ from typing import Any
 
 import pytest
 
-from finetune_runtime.contract.config import DriftConfig, JobConfig, MergeConfig, ServeConfig
-from finetune_runtime.contract.spec import S3Storage
+from finetune_runtime.contract.config import DriftConfig, MergeConfig, ServeConfig
 from finetune_runtime.evaluate.client import Client
 from finetune_runtime.evaluate.drift import _compare, summary
 from finetune_runtime.report.data import Answer
 from finetune_runtime.serve.command import SHUTDOWN_SECONDS
-from tests.runtime.serving import PORT, Endpoint, Pod, is_ready, pod_directory, post
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, is_kept, merged
+from tests.runtime.serving import LEARNED, PORT, Endpoint, Pod, is_ready, learn, pod_directory, post
+from tests.runtime.support import CLINIC, Server, is_kept
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
 
@@ -34,41 +32,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pod_directory(tmp_path_factory.mktemp("pods"))
 
 
-LEARNED = {"support": slice(0, 4), "rooms": slice(8, 12)}  # lines of the clinic's file that each adapter knows by heart
-
-
 @pytest.fixture(scope="module")
 def serving(s3_server: Server, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     """Two served adapters of different ranks on one base."""
-    make = ["python3", "/src/tests/fixtures/make_tiny_model.py", "/w/sources/tiny-qwen3", "--corpus", "/src/examples/clinic/support.jsonl"]
-    mounts = ["--mount", f"{ROOT}:/src:ro", "--mount", f"{directory}:/w"]
-    subprocess.run([str(ROOT / "images/run.sh"), "trainer-test", *mounts, "--", *make], check=True)
-    s3_server.client().create_bucket(Bucket="trained")
-    for path in (directory / "sources/tiny-qwen3").iterdir():
-        s3_server.client().upload_file(str(path), "trained", f"base/tiny-qwen3/{path.name}")
-    config = JobConfig.model_validate(
-        merged(
-            DEFAULTS | {"storage": S3Storage(uri="s3://trained", endpoint=s3_server.endpoint).dump()},
-            {
-                "model": {"source": "s3://trained/base/tiny-qwen3"},
-                "dataset": {"validation": {"splitRatio": "0"}, "system": "You are the clinic's assistant."},
-                "tuning": {"lora": {"dropout": "0"}},
-                "training": {"epochs": 150, "learningRate": "3e-3", "loggingSteps": 50},
-                "checkpoints": {"everySteps": 1000},
-            },
-        )
-    )
-    adapters = {}
-    for name, rank in (("support", 48), ("rooms", 32)):
-        place = directory if name == "support" else pod_directory(tmp_path_factory.mktemp(name))
-        (place / "sources/pvc/data/train.jsonl").write_text("\n".join(CLINIC.read_text().splitlines()[LEARNED[name]]))
-        changes = {"job": {"name": name, "uid": name}, "tuning": {"lora": {"rank": rank, "alpha": 2 * rank}}}
-        trained = JobConfig.model_validate(merged(config.dump(), changes))
-        Pod("trainer-test", "prepare", trained, place, s3_server.environment).run()
-        result = Pod("trainer-test", "train", trained, place, s3_server.environment).run()
-        assert result.train is not None
-        assert result.train.adapter is not None
-        adapters[name] = result.train.adapter.dump()
+    config, adapters = learn(s3_server, directory, pod_directory(tmp_path_factory.mktemp("rooms")))
     document = {
         "model": config.model.dump(),
         "storage": config.storage.dump(),

@@ -46,7 +46,17 @@ def mounted(text: str) -> Mounted:
     """The configuration of a serving pod."""
     found = json.loads(text)
     models = {str(found["servedName"]): sha(found), **{str(other["name"]): sha(other) for other in found.get("others") or ()}}
-    return Mounted(json.dumps({k: v for k, v in found.items() if k not in ("servedName", "adapter", "others")}, sort_keys=True), models)
+    manner = {k: v for k, v in found.items() if k not in ("servedName", "adapter", "others")}
+    if "live" in manner:
+        manner["live"] = {k: v for k, v in manner["live"].items() if k != "trial"}
+    return Mounted(json.dumps(manner, sort_keys=True), models)
+
+
+@lru_cache(maxsize=256)
+def told_of(text: str) -> dict[str, str]:
+    """Digests of all adapters that a configuration wants, by name: what users ask first, then what is tried."""
+    trial = json.loads(text).get("live", {}).get("trial") or ()
+    return {**mounted(text).models, **{str(named["name"]): sha(named) for named in trial}}
 
 
 class Names:
@@ -55,13 +65,19 @@ class Names:
     def __init__(self, world: World, api: Api) -> None:
         self._world = world
         self._made: dict[str, Mounted] = {}
+        self._told: dict[str, dict[str, str]] = {}
         api.listen("ConfigMap", self._on_config)
 
     def _on_config(self, change: str, raw: Raw, _: Raw | None) -> None:
         text = raw.get("data", {}).get("config.json", "")
         if change != "DELETED" and '"servedName"' in text:
             made = self._made[raw["metadata"]["name"]] = mounted(text)
+            self._told.setdefault(raw["metadata"]["name"], {}).update(told_of(text))
             self._world.hits.add(f"version of {min(3, len(made.models))} adapters")
+
+    def wanted(self, host: str) -> dict[str, str]:
+        """Digests of all that the pods of a host were ever told to have, by name."""
+        return self._told.get(host, {})
 
     def of(self, version: str) -> Mounted:
         """What a version serves; nothing, where nobody has ever seen its configuration."""
@@ -69,10 +85,15 @@ class Names:
 
     def kept(self, endpoint: Raw, specs: "Iterable[Raw]", before: str, to: str) -> None:
         """The traffic moves by the operator's will: no name is gone that a user wants. `specs`: all that it may go by."""
+        self.none_lost(endpoint, specs, f"traffic moves from {before} to {to}", self.of(before).models, self.of(to).models)
+
+    @staticmethod
+    def none_lost(endpoint: Raw, specs: "Iterable[Raw]", what: str, before: dict[str, str], after: dict[str, str]) -> None:
+        """The same of what is served before and after."""
         known = list(specs)
         if any(spec.get("version") for spec in known):
             return  # a pin is to all that a version serves
-        for name in self.of(before).models.keys() - self.of(to).models.keys():
+        for name in before.keys() - after.keys():
             own = [(spec.get("servedName") or endpoint["metadata"]["name"]) == name for spec in known]
             if all(("" if is_own else name) in wanted(spec) for spec, is_own in zip(known, own, strict=True)):
-                raise ViolationError("an adapter is served until a user takes it away", f"traffic moves from {before} to {to}, which does not serve {name}")
+                raise ViolationError("an adapter is served until a user takes it away", f"{what}, and {name} is not served any more")

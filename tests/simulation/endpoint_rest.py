@@ -13,7 +13,7 @@ from .invariants import conditions, fail
 from .jobs import terminal
 from .kubelet import Kubelets
 from .process import Process
-from .rollouts import Rollouts, gates_of, versions_of
+from .rollouts import Rollouts, gates_of, place_of, versions_of
 from .serving import Servers, opens
 
 WITH_PODS = ("Current", "Candidate", "Previous")
@@ -53,11 +53,11 @@ class EndpointRest:
 
     def _lost(self, raw: Raw, record: Raw) -> bool:
         """Whether somebody has deleted a version by hand that nothing can bring back, as it was made by an older spec."""
-        return record["name"] in self._rollouts.deleted and record["name"] != self._own(raw, recorded(record))
+        return place_of(record) in self._rollouts.deleted and record["name"] != self._own(raw, recorded(record))
 
     def _gone(self, raw: Raw) -> None:
         """Nothing is left of versions without a role, and of evaluations that are over."""
-        kept = {v for v, record in versions_of(raw).items() if record["role"] in WITH_PODS}
+        kept = {place_of(record) for record in versions_of(raw).values() if record["role"] in WITH_PODS}
         ours, asking = {*kept, *map(evaluation_config, kept)}, any(record["role"] == "Candidate" for record in versions_of(raw).values())
         for kind in ("Deployment", "Service", "ConfigMap", "Job"):
             for child in self._mine(raw, kind):
@@ -78,7 +78,7 @@ class EndpointRest:
             waits = recreate and (record["role"] == "Previous" or "Candidate" in {r["role"] for r in records.values()})
             if waits or self._lost(raw, record):
                 continue
-            found = self._api.get("Deployment", (raw["metadata"]["namespace"], version))
+            found = self._api.get("Deployment", (raw["metadata"]["namespace"], place_of(record)))
             replicas = found["spec"]["replicas"] if found else 0
             if record["role"] == "Previous" and replicas < min(1, spec["replicas"]):
                 fail("rollback stays possible", f"previous version {version} has {replicas} pods")
@@ -87,7 +87,7 @@ class EndpointRest:
         current = next((v for v, record in records.items() if record["role"] == "Current"), "")
         service = self._api.get("Service", key_of(raw))
         selected = str(service["spec"]["selector"].get(LABEL_VERSION, "")) if service else ""
-        if current and selected != current:
+        if current and selected != place_of(records[current]):
             fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
 
     # What is waited for

@@ -54,6 +54,9 @@ class EndpointUsers(Users):
             gate["evalLoss"] = {"max": random.choice(("1.0", "2.0"))}
         return Evaluation.model_validate(gate).dump()
 
+    def _live(self) -> Raw:
+        return {"adapterLoading": "Live"} if self._weather.live else {}
+
     def _merged(self) -> Raw:
         return {"quantization": "Merged"} if self._weather.merged else {}
 
@@ -86,7 +89,7 @@ class EndpointUsers(Users):
     def _create(self) -> None:
         if self._api.get("ModelEndpoint", (NAMESPACE, ENDPOINT)) or NAMESPACE in self._api.terminating:
             return
-        spec = {**BASE, **self._shape(), "autoRollback": self._world.chance(0.8), **self._merged()}
+        spec = {**BASE, **self._shape(), "autoRollback": self._world.chance(0.8), **self._merged(), **self._live()}
         if self._gated():
             spec["gate"] = self._gate()
         if self._world.chance(0.8):
@@ -165,6 +168,8 @@ class EndpointUsers(Users):
         """A change that makes a new version of every adapter."""
         if self._weather.merged and self._world.chance(0.5):
             self._set(raw, "quantization", self._world.random.choice(("AsTrained", "Merged", "Merged")))
+        elif self._weather.live and self._world.chance(0.3):
+            self._set(raw, "adapterLoading", self._world.random.choice(("AtStart", "Live")))
         else:
             self._set(raw, "maxLength", self._world.random.choice((512, 1024, 2048)))
 

@@ -45,6 +45,7 @@ class Weather:
     canary: float = 0.0  # share of strategies with shares of the traffic
     late_gateway: float = 0.0  # chance that the Gateway API is installed in the middle of it all
     merged: bool = False  # endpoints are made with quantization Merged
+    live: bool = False  # endpoints are made with live adapters
     gates: float = 0.0  # share of endpoints, jobs and candidates with a gate
     names: float = 0.0  # share of proposals under a name beside the endpoint's own
 

@@ -19,6 +19,7 @@ from finetune_runtime.contract.result import TrainerStatus
 from .api import Api, Raw
 from .cluster import Crash, ModelCluster
 from .faults import Requests, Weather
+from .following import ModelSidecars
 from .watches import WATCHED, Watches
 from .world import World
 
@@ -32,6 +33,7 @@ class Process:
         self._world, self._api, self._weather = world, api, conditions
         self.requests = Requests(world.random, conditions)
         self.cluster = ModelCluster(world, api, conditions, self.requests)
+        self.sidecars = ModelSidecars(world, conditions)
         self.starts, self.since = 0, world.now
         self.running = False
         self._skew = 0.0
@@ -81,7 +83,7 @@ class Process:
         runtime.queue = cast("WorkQueue[Key]", self)
         self.watches = Watches(world, self._api, SimpleNamespace(runtime=runtime), self._lag, 0.5 if self._weather.storm else 0.05)
         self.ca = f"certificate of start {self.starts}"
-        self.reconciler = Reconciler(self.cluster, self.settings, self.watches.caches, runtime.progress, self.ca, self.now)
+        self.reconciler = Reconciler(self.cluster, self.settings, self.watches.caches, runtime.progress, self.ca, self.now, self.sidecars)
         runtime.reconciler, runtime.caches = self.reconciler, self.watches.caches
         world.note("operator", f"starts (start {self.starts}, version {self.version})")
         self.watches.start()

@@ -6,6 +6,7 @@ An operator acts on what it saw a moment ago. What it may not do is therefore ju
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from finetune_operator import clock
 from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, MERGE, evaluation_job
@@ -49,6 +50,11 @@ def gates_of(spec: Raw, adapter: str) -> list[Evaluation]:
     """What this adapter has to pass: the endpoint's gate, and that of its job if it is proposed."""
     own = next((entry.get("evaluation") for entry in wanted(spec).values() if sha(entry) == adapter), None)
     return [Evaluation.model_validate(gate) for gate in (spec.get("gate"), own) if gate]
+
+
+def place_of(record: Raw) -> str:
+    """Name of the Deployment in whose pods a version is."""
+    return str(record.get("host") or record.get("name", ""))
 
 
 def versions_of(raw: Raw) -> dict[str, Raw]:
@@ -171,10 +177,10 @@ class Rollouts:
         current = next((v for v, r in after.items() if r["role"] == "Current"), "")
         was = next((v for v, r in before.items() if r["role"] == "Current"), "")
         selected = self.selected(raw)
-        if current and current not in (was, selected) and self.left_alone():
+        if current and current != was and place_of(after[current]) != selected and self.left_alone():
             fail("the record is true", f"{current} is recorded as Current, and the Service selects {selected or 'nothing'}")
         if current:
-            history.served.add(current)
+            history.served.update((current, place_of(after[current])))
             history.adapters.update(map(sha, recorded(after[current]).values()))
 
     # Traffic
@@ -186,16 +192,20 @@ class Rollouts:
         to, before = (str(r["spec"]["selector"].get(LABEL_VERSION, "")) if r else "" for r in (raw, old))
         if endpoint is None or to == before or (controller_of(raw) or {"uid": ""})["uid"] != endpoint["metadata"]["uid"]:
             return
-        current = [v for v, record in versions_of(endpoint).items() if record["role"] == "Current"]
+        current = [place_of(record) for record in versions_of(endpoint).values() if record["role"] == "Current"]
         if [to] != current:  # or it is only put where it belongs
             self._has_answered(endpoint, to)
             self._has_passed(endpoint, to, before)
         known = before in self._history[endpoint["metadata"]["uid"]].served  # or a crash came between the traffic and the record of it
-        back = versions_of(endpoint).get(to, {}).get("role") == "Previous" and self._of(before).crashed
+        back = self._is_previous(endpoint, to) and self._of(before).crashed
         if known and self.left_alone() and not back:
             self.names.kept(endpoint, self._specs(endpoint, self._seen()), before, to)
         if known and self.left_alone() and self._promised(endpoint) and self._of(before).answering and self.silent(to):
             fail("an endpoint keeps answering", f"traffic moves from {before}, which answers, to {to}, of which no pod does")
+
+    @staticmethod
+    def _is_previous(endpoint: Raw, place: str) -> bool:
+        return any(record["role"] == "Previous" and place_of(record) == place for record in versions_of(endpoint).values())
 
     def _promised(self, endpoint: Raw) -> bool:
         """Whether somebody is to answer all the time."""
@@ -225,8 +235,8 @@ class Rollouts:
 
     def _has_passed(self, endpoint: Raw, version: str, before: str) -> None:
         """Some spec of the last moment lets the version through."""
-        record, was, now = versions_of(endpoint).get(version, {}), self.names.of(before), self.names.of(version)
-        if record.get("role") == "Previous" and self._of(before).crashed:
+        was, now = self.names.of(before), self.names.of(version)
+        if self._is_previous(endpoint, version) and self._of(before).crashed:
             return
         specs = self._specs(endpoint, self._seen())
         for model, adapter in now.models.items():
@@ -243,6 +253,29 @@ class Rollouts:
         if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), loss, 0) for gate in gates):
             return False
         return not any(gate.asks for gate in gates) or (manner, adapter, canonical(gates)) in history.passed
+
+    # Adapters that change in pods with traffic
+
+    def acting(self) -> bool:
+        """Whether what happens now is the operator's doing."""
+        return self._process.cluster.acting
+
+    def was_served(self, adapter: str) -> bool:
+        """Whether an adapter has had traffic."""
+        return any(adapter in history.adapters for history in self._history.values())
+
+    def may_be_public(self, endpoint: Raw, host: str, fresh: dict[str, str]) -> None:
+        """Pods that have the traffic are told to serve adapters under names that users ask."""
+        specs, manner, history = self._specs(endpoint, self._seen()), self.names.of(host).manner, self._history[endpoint["metadata"]["uid"]]
+        for model, adapter in fresh.items():
+            back = adapter in history.adapters and self._of(host).crashed
+            if not back and not any(self._lets(endpoint, spec, manner, adapter) for spec in specs):
+                fail("traffic goes to what has passed the gate", f"{model} of {host} is given to users, and has not passed the gate")
+
+    def keeps_names(self, endpoint: Raw, host: str, before: dict[str, str], after: dict[str, str]) -> None:
+        """And none is gone that a user wants."""
+        if not self._of(host).crashed:
+            self.names.none_lost(endpoint, self._specs(endpoint, self._seen()), f"pods of {host} are told something else", before, after)
 
     # Pods
 
@@ -279,7 +312,7 @@ class Rollouts:
         weather = self._weather
         calm = not (weather.error or weather.crash or weather.stall or weather.skew or weather.lost_watch or weather.latency)
         prompt = calm and self._process.running and max(weather.lags.values()) <= 1 and self._world.now > self.meddled + QUICKLY
-        possible = newest and self._of(newest["name"]).answering and self._promised(endpoint) and self.selected(endpoint) == version
+        possible = newest and self._of(place_of(newest)).answering and self._promised(endpoint) and self.selected(endpoint) == version
         return bool(watched and prompt and possible)
 
     def selected(self, endpoint: Raw) -> str:
@@ -342,5 +375,7 @@ class Rollouts:
     def asked(self, config: EvaluateConfig, *, passed: bool) -> None:
         """An evaluation has come to a result."""
         if passed:
-            made = self.names.of(config.version)
-            self._history[config.endpoint.uid].passed.add((made.manner, made.models[config.candidate.model], canonical(config.gates)))
+            version, place = config.candidate.model.partition("#")[2], (urlsplit(config.candidate.url).hostname or "").partition(".")[0]
+            made = self.names.of(place)
+            adapter = self.names.wanted(place)[config.candidate.model] if version else made.models[config.candidate.model]
+            self._history[config.endpoint.uid].passed.add((made.manner, adapter, canonical(config.gates)))

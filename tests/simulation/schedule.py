@@ -16,6 +16,7 @@ from .endpoint_rest import EndpointRest
 from .endpoints import EndpointUsers
 from .faults import endpoint_weather, weather
 from .gateway import NOTICED, Gateway
+from .hosts import Hosts, is_live
 from .invariants import Invariants, fail, final
 from .jobs import JobController
 from .kubelet import EXIT, Container, Kubelets, Program, config_of
@@ -64,6 +65,8 @@ class Schedule:
         """`fixed` are fields of the weather that are not left to chance."""
         self.world = world
         drawn = replace((endpoint_weather if endpoints else weather)(world.random, WATCHED), merged=endpoints and merges(world.seed))
+        if endpoints and is_live(world.seed):
+            drawn = replace(drawn, live=True, canary=0.0)
         self.weather = conditions = replace(drawn, **fixed)
         self.api = api = Api(world)
         self.storage = Storage()
@@ -80,6 +83,8 @@ class Schedule:
         self.deployments = Deployments(world, api, 3.0 if conditions.storm else 0.5)
         self.invariants = Invariants(world, api, self.storage, self.kubelets, self.process)
         self.rollouts = self.servers.listener = Rollouts(world, api, conditions, self.process)
+        self.process.sidecars.kubelets = self.kubelets
+        self.hosts = Hosts(world, api, self.rollouts, self.kubelets)
         self.shares = Shares(world, api, conditions, self.process, self.rollouts)
         self.endpoint_rest = EndpointRest(api, self.kubelets, self.servers, self.process, self.rollouts, self.gateway)
         self.users = EndpointUsers(world, api, conditions) if endpoints else Users(world, api, conditions)

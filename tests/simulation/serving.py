@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from finetune_operator import names
 from finetune_runtime.contract.config import EvaluateConfig
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 from finetune_runtime.contract.result import Exit, Reason, StepResult
 
-from .adapters import mounted
+from .adapters import mounted, told_of
 from .api import Api, Raw
+from .following import Following
 from .kubelet import EXIT, Container, config_of
 from .merging import Merges, Merging
 from .staying import answers
@@ -103,8 +105,15 @@ class Servers:
         if not here.stay:
             return Interview(self, pod, leave, asked_of(text))
         self.merges.served(text)
-        models = self.served[pod["metadata"]["labels"][names.LABEL_VERSION]] = mounted(text).models
-        return Server(self, pod, here, leave, self.adapters.worst(models.values()))
+        models = mounted(text).models
+        self.served.setdefault(pod["metadata"]["labels"][names.LABEL_VERSION], {}).update(told_of(text))
+        nature = self.adapters.worst(models.values())
+        if '"live"' not in text:
+            return Server(self, pod, here, leave, nature)
+        # Only what the init container reads can keep such an engine from its start: adapters come later.
+        server = Server(self, pod, here, leave, nature if nature.kind in ("unreadable", "slow storage") else GOOD)
+        server.following = Following(server, text)
+        return server
 
     def wait(self, server: "Server") -> None:
         """It would answer if engines were not broken."""
@@ -131,6 +140,9 @@ class Server:
         assert here.stay
         self.servers, self.pod, self.here, self.stay, self._leave, self.nature = servers, pod, here, here.stay, leave, nature
         self.container, self.ended, self.terminating = names.FETCH_CONTAINER, False, False
+        self.loaded_ever: set[str] = set()  # digests of adapters that its sidecar had loaded
+        self.following: Following | None = None  # its sidecar, where adapters come and go
+        self.since = servers.world.now
         self._after(servers.world.delay(1, 10), self._fetched)
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:
@@ -158,17 +170,33 @@ class Server:
 
     def loaded(self) -> None:
         """The engine has read the model."""
-        world = self.servers.world
         if self.ended or self.terminating or self.nature.kind == "mute":
             return
         if self.servers.broken:
             self.servers.wait(self)
             return
+        if self.following and not self.stay.ready:
+            self.following.began()
+            return
+        self.answers()
+
+    def answers(self) -> None:
+        """All names that users ask are answered."""
+        world = self.servers.world
         self.stay.ready = True
         world.note("engine", f"{self.pod['metadata']['name']} answers")
         self.servers.show(self.here)
+        self.since = world.now
         if self.nature.kind == "crashes later":
             self._after(world.delay(5, 60), lambda: self.leave(139))
+
+    def config(self) -> str:
+        """What its ConfigMap says now; empty: it is gone."""
+        found = self.servers.api.get("ConfigMap", (self.here.key[0], config_of(self.pod)))
+        text = str(found["data"]["config.json"]) if found else ""
+        if text:
+            self.servers.served.setdefault(config_of(self.pod), {}).update(told_of(text))
+        return text
 
     def terminate(self) -> None:
         """SIGTERM comes when every proxy has heard of the end."""
@@ -201,14 +229,15 @@ class Interview:
         elif not serves:
             self._end(Exit.CRASH, Reason.ENDPOINT_UNAVAILABLE)
         else:
-            quality = self.servers.adapters.of(self.servers.served[config.version][config.candidate.model]).quality
+            quality = self.servers.adapters.of(self.servers.served[self._at()[1]][config.candidate.model]).quality
             passed = all(opens(gate, config.eval_loss, quality) for gate in config.gates)
             self.servers.listener.asked(config, passed=passed)
             result = EvaluationResult(passed=passed, reasons=[] if passed else [f"pass rate {quality}"], prompts=1, repeats=3)
             self._end(0, Reason.COMPLETED if passed else Reason.GATE_CLOSED, result)
 
     def _at(self) -> tuple[str, str]:
-        return self.config.endpoint.namespace, self.config.version
+        """Namespace and Deployment of what it asks, which its Service is named after."""
+        return self.config.endpoint.namespace, (urlsplit(self.config.candidate.url).hostname or "").partition(".")[0]
 
     def _end(self, code: int, reason: Reason | None, result: EvaluationResult | None = None) -> None:
         told = f"passed={result.passed}" if result else reason or "crash"

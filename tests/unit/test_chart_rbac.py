@@ -21,7 +21,7 @@ OPERATOR = {
     "/services": ALL,
     "policy/poddisruptionbudgets": {"get", "create", "patch"},
     "/configmaps": {"get", "create", "patch", "delete"},
-    "/pods": READ,
+    "/pods": READ | {"patch"},
     "kueue.x-k8s.io/workloads": READ | {"patch"},
     "gateway.networking.k8s.io/httproutes": ALL,
     "/events": {"create", "patch"},

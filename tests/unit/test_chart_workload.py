@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from finetune_operator import names, settings
+from finetune_runtime.contract.config import ADAPTERS_PORT
 from hack.generate import ROOT
 from hack.helm import RELEASE, HelmError, objects
 
@@ -193,7 +194,9 @@ def test_a_network_policy_on_demand() -> None:
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"][0] == {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "status"}]}
     assert spec["ingress"][1]["from"] == [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]
-    assert spec["egress"][1] == {"ports": [{"protocol": "TCP", "port": 6443}]}
+    serving = {"namespaceSelector": {}, "podSelector": {"matchLabels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}}}
+    assert spec["egress"][1] == {"to": [serving], "ports": [{"protocol": "TCP", "port": ADAPTERS_PORT}]}
+    assert spec["egress"][2] == {"ports": [{"protocol": "TCP", "port": 6443}]}
 
 
 REFUSED = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     C = TypeVar("C", JobConfig, MergeConfig, ServeConfig, EvaluateConfig)
 
-STEPS = ("prepare", "train", "merge", "fetch", "serve", "ready", "evaluate")
+STEPS = ("prepare", "train", "merge", "fetch", "serve", "follow", "ready", "evaluate")
 
 log = logging.getLogger("finetune_runtime")
 
@@ -91,6 +91,10 @@ def _run(step: str) -> "StepResult":
         from .evaluate import step as evaluate
 
         return evaluate.run(_config(EvaluateConfig))
+    if step == "follow":
+        from .serve import follow
+
+        return follow.run()
     from .serve import run as serve
 
     return serve.run(_config(ServeConfig))

@@ -10,7 +10,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, F
 from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
 from .meta import NAME_RULES, Condition
-from .serving import NO_BASE, AdapterName, Engine, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, AdapterLoading, AdapterName, Engine, ServedName, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -50,6 +50,22 @@ class ModelEndpointSpec(Model):
             "fieldPath": ".adapters",
         },
         {
+            "rule": "self.adapterLoading != 'Live' || self.engine == 'vLLM'",
+            "message": "engine Swift gets its adapter when it starts: set spec.engine to vLLM, or spec.adapterLoading to AtStart",
+            "fieldPath": ".adapterLoading",
+        },
+        {
+            "rule": "self.adapterLoading != 'Live' || self.quantization != 'Merged'",
+            "message": "merged weights are loaded when an engine starts: set spec.quantization to AsTrained or None, or spec.adapterLoading to AtStart",
+            "fieldPath": ".adapterLoading",
+        },
+        {
+            "rule": "self.adapterLoading != 'Live' || self.strategy.type != 'Canary'",
+            "message": "adapters that are loaded live share their pods, so that no share of the requests can be split off: "
+            "set spec.strategy.type to BlueGreen, or spec.adapterLoading to AtStart",
+            "fieldPath": ".adapterLoading",
+        },
+        {
             "rule": "self.adapters.all(a, a.name != self.servedName)",
             "message": "spec.servedName is the name of spec.candidate: give the adapter another name, or propose it as spec.candidate",
             "fieldPath": ".adapters",
@@ -59,6 +75,20 @@ class ModelEndpointSpec(Model):
     storage: Storage = Field(description="Where adapters are read from and evaluations are written to.")
     engine: Engine = "vLLM"
     quantization: ServingQuantization = "AsTrained"
+    adapter_loading: AdapterLoading = "AtStart"
+    max_adapters: int = Field(
+        default=4,
+        ge=1,
+        le=16,
+        description="Adapters that have room on the GPU at the same time where adapterLoading is Live; memory for each, and for one that is being tried, is "
+        "taken when the engine starts. More than that take turns, which costs time.",
+    )
+    max_lora_rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="Largest rank of an adapter that there is room for where adapterLoading is Live; absent: that of the adapters which the pods start with.",
+    )
     replicas: int = Field(default=1, ge=0, le=1000, description="Serving pods.")
     max_length: int = Field(default=1024, ge=16, le=1048576, description="Longest conversation in tokens, prompt and answer together.")
     served_name: ServedName = ""
@@ -107,7 +137,13 @@ class ServedAdapter(Model):
 class VersionStatus(Model):
     """A version: its adapter served as the spec said."""
 
-    name: str = Field(description="Name of its Deployment.")
+    name: str = Field(description="Name of the version, and of its Deployment.")
+    host: str | None = Field(
+        default=None, max_length=63, description="Deployment in whose pods it is, which it shares with versions of other adapters; with adapterLoading Live."
+    )
+    public: bool | None = Field(
+        default=None, description="Whether these pods are told to serve a candidate's adapters under the names that users ask; with adapterLoading Live."
+    )
     role: Role = Field(
         description="Current gets the traffic; Candidate is on its way; Previous had it and still has pods; Rejected was given up; Retired has no pods."
     )
@@ -135,6 +171,11 @@ class VersionStatus(Model):
     )
     gate: str | None = Field(default=None, max_length=64, description="Digest of the gate that the evaluation belongs to.")
     evaluation: EvaluationResult | None = Field(default=None, description="What came of the gate.")
+
+    @property
+    def place(self) -> str:
+        """Name of the Deployment, the ConfigMap and the Service by which it is served."""
+        return self.host or self.name
 
     @property
     def trusted(self) -> bool:

@@ -66,6 +66,13 @@ ServingQuantization = Annotated[
         "Merged: the adapter is merged into the 16-bit base first, which any engine serves at full speed; answers may differ, and no 'base' is beside it."
     ),
 ]
+AdapterLoading = Annotated[
+    Literal["AtStart", "Live"],
+    Field(
+        description="AtStart: pods get their adapters when they start, so that another adapter or name is new pods. Live: adapters come into running pods "
+        "and go, in seconds and without a spare GPU; what else of the spec changes is new pods as before. Live needs engine vLLM."
+    ),
+]
 NO_BASE = "notWorseThanBase needs the base model beside the adapter, which quantization Merged does not serve: use notWorseThanCurrent"
 
 

@@ -13,7 +13,7 @@ from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.base import parse_quantity
-from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, NamedAdapter, Reporting, ServeConfig
+from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, Live, NamedAdapter, Reporting, ServeConfig
 
 from .meta import metadata
 
@@ -42,7 +42,14 @@ def job_config(owner: Owner, spec: FineTuneJobSpec, settings: Settings) -> JobCo
     )
 
 
-def serve_config(name: str, spec: ModelEndpointSpec, adapters: Mapping[str, AdapterRef], settings: Settings, merged: AdapterRef | None = None) -> ServeConfig:
+def serve_config(
+    name: str,
+    spec: ModelEndpointSpec,
+    adapters: Mapping[str, AdapterRef],
+    settings: Settings,
+    merged: AdapterRef | None = None,
+    live: Live | None = None,
+) -> ServeConfig:
     """What a serving pod needs to know; `name` is the endpoint's, `merged` what is served instead of base and adapter.
 
     `adapters` by the names they are served under; empty: the endpoint's own.
@@ -57,6 +64,7 @@ def serve_config(name: str, spec: ModelEndpointSpec, adapters: Mapping[str, Adap
         engine=spec.engine,
         quantization=spec.quantization,
         served_name=first or spec.served_name or name,
+        live=live,
         max_length=spec.max_length,
         cache=spec.resources.cache_claim is not None,
         allow_cpu=settings.allow_cpu,

@@ -62,6 +62,8 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
     cached, cache = _cache(wanted.cache_claim)
     volumes, mounts = volumes + cached, mounts + cache
     fetch = container(names.FETCH_CONTAINER, image, ["fetch"], settings, env=env, volumeMounts=mounts, resources=FETCH_RESOURCES)
+    # Beside the engine for as long as the pod lives: it has the keys of the storage, which the engine must not have.
+    follow = container(names.FOLLOW_CONTAINER, image, ["follow"], settings, env=env, resources=FETCH_RESOURCES) | {"restartPolicy": "Always"}
     main = container(
         names.CONTAINER,
         image,
@@ -82,7 +84,7 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
         version,
         node_disk(wanted.scratch),
         volumes,
-        initContainers=[fetch],
+        initContainers=[fetch, *([follow] if spec.adapter_loading == "Live" else [])],
         containers=[main],
         terminationGracePeriodSeconds=GRACE,
         topologySpreadConstraints=[spread],

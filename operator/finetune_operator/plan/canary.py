@@ -153,17 +153,17 @@ def shares(rollout: "Rollout") -> dict[str, int]:
         return {}
     candidate = next((v for v in versions.having("Candidate") if v.step), None)
     step = 0 if candidate is None or candidate.step is None else candidate.step if _answers(rollout, current) else EVERYTHING
-    found = {current.name: EVERYTHING - step}
+    found = {current.place: EVERYTHING - step}
     if candidate:
-        found[candidate.name] = step
-    return found | {v.name: 0 for v in versions.having("Previous")}
+        found[candidate.place] = step
+    return {v.place: 0 for v in versions.having("Previous")} | found
 
 
 def record(rollout: "Rollout") -> None:
     """Say in the record what each version gets."""
     weights = shares(rollout) if rollout.seen.gateway_api else {}
     for version in rollout.versions.having("Current", "Candidate", "Previous"):
-        rollout.versions.put(version.model_copy(update={"weight": weights.get(version.name, 0) if weights else None}))
+        rollout.versions.put(version.model_copy(update={"weight": weights.get(version.place, 0) if weights else None}))
 
 
 def objects(rollout: "Rollout", made: Iterable[str]) -> tuple[Body, ...]:

@@ -9,7 +9,7 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.evaluation import Evaluation
 
 from .adapters import Served, as_served, proposals, refs, served
-from .versions import Question, Target, Versions, gates, version_of
+from .versions import Question, Target, Versions, gates, host_of, version_of
 
 
 def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Collection[str], settings: Settings) -> Target | None:
@@ -29,10 +29,12 @@ def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Co
         return None
     # One with pods is taken as it is, also when it was made by an older spec; one without is made anew, by today's.
     whole = served(known)
-    name = known.name if known.name in alive else version_of(endpoint, spec, refs(whole), settings)
+    there = known.name in alive
+    name = known.name if there else version_of(endpoint, spec, refs(whole), settings)
+    host = known.host if there else host_of(endpoint, spec, settings)
     about = {field: getattr(known, field) for field in ("job", "job_uid", "adapter", "eval_loss", "model_bytes")}
     asked = wish(spec, ())
-    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=_rejected(versions.find(name), asked))
+    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=_rejected(versions.find(name), asked), host=host)
 
 
 def wish(spec: ModelEndpointSpec, found: tuple[Evaluation, ...]) -> str:
@@ -89,7 +91,7 @@ class _Offers:
         asked = wish(self.spec, gates(self.spec, proposed))
         changed = tuple(n for n, found in wanted.items() if new or n not in now or now[n].adapter != found.adapter)
         given_up = self._given_up(name, proposed, asked)
-        return Target(self._version(wanted), proposed, asked, name, wanted, self._questions(changed, wanted), given_up)
+        return Target(self._version(wanted), proposed, asked, name, wanted, self._questions(changed, wanted), given_up, self._host)
 
     def _rest(self, base: Served, current: VersionStatus, *, new: bool) -> Target:
         """What is served, by today's spec and without what is no longer proposed."""
@@ -100,7 +102,11 @@ class _Offers:
         asked = wish(self.spec, questions[0].gates)
         about = {field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss")}
         candidate = self._proposal(name, main) or Candidate(**about, model_bytes=current.model_bytes)
-        return Target(version, candidate, asked, name, wanted, questions if new else (), _rejected(self.versions.find(version), asked))
+        return Target(version, candidate, asked, name, wanted, questions if new else (), _rejected(self.versions.find(version), asked), self._host)
+
+    @property
+    def _host(self) -> str | None:
+        return host_of(self.endpoint, self.spec, self.settings)
 
     def _version(self, adapters: Served) -> str:
         return version_of(self.endpoint, self.spec, refs(adapters), self.settings)

@@ -9,7 +9,7 @@ from finetune_operator.build import serving
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
-from . import canary
+from . import canary, live
 from .adapters import proposals, public, refs, served
 from .choice import brought, target
 from .faults import Fault
@@ -18,7 +18,7 @@ from .merge import Stand, is_missing, merge_body
 from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
-from .versions import Target, Versions, version_of
+from .versions import Target, Versions, host_of, version_of
 
 
 def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -> int:
@@ -28,7 +28,8 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
     if version.role == "Candidate" and wanted:
         return wanted_replicas(rollout.seen, wanted, rollout.verdict)
     if version.role == "Current":
-        return 0 if recreate and versions.having("Candidate") and not rollout.merge else spec.replicas  # merging needs no room
+        makes_room = recreate and not rollout.merge and any(not live.shares(version, c) for c in versions.having("Candidate"))  # merging needs no room
+        return 0 if makes_room else spec.replicas
     current = versions.current
     watched = current is not None and rollout.age(current) < max(SWITCH_SECONDS, spec.strategy.watch_seconds)
     return 0 if recreate else spec.replicas if watched else min(1, spec.replicas)
@@ -47,10 +48,14 @@ def _write_off(rollout: Rollout, settings: Settings) -> None:
 
 
 def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
-    owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.name
-    config = build_config.serve_config(owner.name, spec, refs(served(version)), settings, version.merged)
+    """Objects of a version; of those that share a Deployment the one that is public."""
+    owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.place
+    told = live.told(rollout, spec, version) if version.host else None
+    config = build_config.serve_config(owner.name, spec, refs(served(version)), settings, version.merged, told)
+    # Of pods that outlive versions nothing may depend on which one it is: another template would start new ones.
+    size = None if version.host else version.model_bytes
     return (  # the Deployment first, as it goes last: what is left of a version is found by it
-        serving.deployment(owner, spec, settings, name, replicas, version.model_bytes),
+        serving.deployment(owner, spec, settings, name, replicas, size),
         build_config.config_map(owner, name, serving.version_labels(owner, name), config),
         serving.version_service(owner, name),
     )
@@ -62,10 +67,10 @@ def _all_of(version: str, uid: str = "") -> tuple[Ref, ...]:
     return (Ref("v1", "Service", version), Ref("v1", "ConfigMap", version), config, Ref("apps/v1", "Deployment", version, uid))
 
 
-def _given_up(rollout: Rollout) -> list[str]:
+def _given_up(rollout: Rollout) -> list[VersionStatus]:
     """Versions that had objects until now. Their Deployment may be gone already, by somebody's hand."""
     past = {v.name for v in rollout.versions.having("Rejected", "Retired")}
-    return [v.name for v in rollout.seen.status.versions if v.name in past and v.role not in ("Rejected", "Retired")]
+    return [v for v in rollout.seen.status.versions if v.name in past and v.role not in ("Rejected", "Retired")]
 
 
 def _evaluation(rollout: Rollout, settings: Settings) -> Plan:
@@ -79,10 +84,11 @@ def _evaluation(rollout: Rollout, settings: Settings) -> Plan:
     elif candidate and verdict and verdict.question and verdict.gate in (Gate.ASK, Gate.WAIT):
         question, current = verdict.question, rollout.versions.current
         awaited = names.evaluation_job(owner.name, candidate.name, question.gate)
-        beside = current.name if current and question.served in served(current) else ""
-        config = build_evaluation.evaluate_config(owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside)
-        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.name, question.gates),) if verdict.gate is Gate.ASK else ()
-        plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.name, config),), create=create)
+        beside = current.place if current and question.served in served(current) else ""
+        asked = live.asked_as(rollout, candidate, question.served)
+        config = build_evaluation.evaluate_config(owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside, asked)
+        create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.place, question.gates),) if verdict.gate is Gate.ASK else ()
+        plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.place, config),), create=create)
     over = [j for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
     if over:  # one at a time: questions of two gates at once would slow each other down
         plan = Plan()
@@ -97,21 +103,28 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     patch: list[tuple[Ref, Body]] = []
     kept = versions.having("Current", "Candidate", "Previous")
     for version in kept:
-        replicas, view = _replicas(rollout, version, wanted), rollout.deployment(version.name)
+        if version.host and not version.public:
+            continue  # another one stands for all in its pods
+        replicas = max(_replicas(rollout, v, wanted) for v in kept if v.place == version.place)
+        view = rollout.deployment(version.name)
         if version.role == "Candidate" and rollout.held and view is None:
             continue
         if _can_be_made(seen, version, settings):
-            apply += _version_objects(rollout, version, replicas, settings)
-            made.append(version.name)
+            objects = _version_objects(rollout, version, replicas, settings)
+            apply += objects
+            made.append(version.place)
+            if version.host:
+                patch += live.nudges(rollout, version.host, objects[1]["data"]["config.json"])
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
-            patch.append((Ref("apps/v1", "Deployment", version.name), {"spec": {"replicas": replicas}}))
+            patch.append((Ref("apps/v1", "Deployment", version.place), {"spec": {"replicas": replicas}}))
     if current := versions.current:
-        apply += [serving.service(owner, current.name), serving.disruption_budget(owner, current.name), *canary.objects(rollout, made)]
-    keep = {v.name for v in kept}
+        apply += [serving.service(owner, current.place), serving.disruption_budget(owner, current.place), *canary.objects(rollout, made)]
+    keep = {v.place for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
     delete = [*canary.leftovers(rollout), *(ref for d in over for ref in _all_of(d.name, d.uid))]
-    delete += [ref for name in _given_up(rollout) if name not in {d.name for d in over} for ref in _all_of(name)]
+    gone, deleted = _given_up(rollout), keep | {d.name for d in over}
+    delete += [ref for place in dict.fromkeys(v.place for v in gone) if place not in deleted for ref in _all_of(place)]
     asked = _evaluation(rollout, settings)
     return Plan(
         apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
@@ -131,7 +144,7 @@ def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
         return True, Fault(Reason.READY, f"version {current.name}: {view.ready} of {view.replicas} pods answer")
     if view is None and not _can_be_made(rollout.seen, current, settings):
         cure = f"set spec.version to {current.name} to serve its adapter as today's spec says"
-        return False, Fault(Reason.DEPLOYMENT_DELETED, f"Deployment {current.name} was deleted, and the spec has changed since it was made: {cure}")
+        return False, Fault(Reason.DEPLOYMENT_DELETED, f"Deployment {current.place} was deleted, and the spec has changed since it was made: {cure}")
     return False, rollout.progress if rollout.progress.reason == Reason.RECREATING else why(rollout, current.name)
 
 
@@ -144,33 +157,34 @@ def _unknown(seen: EndpointState, versions: Versions) -> Fault:
     return Fault(Reason.VERSION_NOT_FOUND, f"spec.version {seen.spec.version} is none that can be served: {known} or remove spec.version")
 
 
-def _traffic(versions: list[VersionStatus]) -> dict[str, tuple[str, int | None, int | None]]:
+def _traffic(versions: list[VersionStatus]) -> dict[str, tuple[str, int | None, int | None, bool | None]]:
     """What moves nobody's requests as long as it stays the same."""
-    return {v.name: (v.role, v.step, v.weight) for v in versions}
+    return {v.name: (v.role, v.step, v.weight, v.public) for v in versions}
 
 
 def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     """Plan for a ModelEndpoint at `now` (seconds)."""
     owner, spec, status = seen.owner, seen.spec, seen.status
     conditions = Conditions(status.conditions, owner.generation, clock.text(now))
-    rollout = Rollout(seen, Versions(status.versions, clock.text(now), proposals(spec)), now)
+    rollout = Rollout(seen, Versions(status.versions, clock.text(now), proposals(spec)), now, host=host_of(owner.name, spec, settings))
     if seen.conflicts:
         message = f"{', '.join(seen.conflicts)} exists and belongs to somebody else: delete or rename it, or give the endpoint another name"
         conditions.set(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
         conditions.set(ConditionType.PROGRESSING, "False", Reason.NAME_CONFLICT, message)
         plan = Plan(requeue_after=30)
     else:
-        alive = {d.name for d in seen.deployments if rollout.deployment(d.name)}
+        alive = {v.name for v in status.versions if live.is_there(rollout, v)}
         wanted = target(owner.name, spec, rollout.versions, alive, settings)
         if watch(rollout, brought(spec, rollout.versions.current, wanted)):
             wanted = target(owner.name, spec, rollout.versions, alive, settings)
         if wanted:
             roll(rollout, wanted)
         else:
-            drop_candidates(rollout.versions)
+            drop_candidates(rollout)
             rollout.progress = _unknown(seen, rollout.versions)
         retire(rollout)
         _write_off(rollout, settings)
+        live.settle(rollout)
         canary.record(rollout)
         canary.state(rollout, conditions)
         plan = _plan(rollout, wanted, settings)
@@ -191,7 +205,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         "served_names": public(served(current), spec.served_name or owner.name) if current else [],
         "ready_replicas": view.ready if view else 0,
         "replicas": view.replicas if view else 0,
-        "selector": serving.selector(owner.name, current.name) if current else "",
+        "selector": serving.selector(owner.name, current.place) if current else "",
         "reason": told.reason if told else "",
         "versions": rollout.versions.all(),
         "conditions": conditions.all(),

@@ -14,7 +14,7 @@ from finetune_operator.observe import DeploymentView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
-from . import canary
+from . import canary, live
 from .faults import Fault, failure, waiting
 from .gate import Gate, Verdict, evaluation, named, noted, recorded, unanswered
 from .merge import Merge, Stand, is_missing, merge
@@ -36,6 +36,7 @@ class Rollout:
     now: float
     progress: Fault = field(default_factory=lambda: Fault(Reason.UP_TO_DATE, ""))
     under_way: bool = False
+    host: str | None = None  # Deployment that today's spec makes for all adapters; None: each version has its own
     held: bool = False  # the candidate's pods must not start yet
     merge: Merge | None = None  # of the candidate's adapter into its base, while that is not on record
     verdict: Verdict | None = None  # of the candidate's gate
@@ -43,12 +44,19 @@ class Rollout:
 
     def deployment(self, version: str) -> DeploymentView | None:
         """Our Deployment of a version."""
-        found = (d for d in self.seen.deployments if d.name == version and d.owner_uid == self.seen.owner.uid and not d.deleting)
+        place = self.place(version)
+        found = (d for d in self.seen.deployments if d.name == place and d.owner_uid == self.seen.owner.uid and not d.deleting)
         return next(found, None)
+
+    def place(self, version: str) -> str:
+        """Name of the Deployment in whose pods a version is."""
+        known = self.versions.find(version)
+        return known.place if known else version
 
     def pods(self, version: str) -> list[PodView]:
         """Pods of a version that have not ended."""
-        return [p for p in self.seen.pods if p.parent == version and p.alive]
+        place = self.place(version)
+        return [p for p in self.seen.pods if p.parent == place and p.alive]
 
     def wait(self, fault: Fault) -> None:
         """The candidate is on its way."""
@@ -67,7 +75,9 @@ def wanted_replicas(seen: EndpointState, target: Target, verdict: Verdict | None
 def roll(rollout: Rollout, target: Target) -> None:
     """Bring the target nearer to the traffic."""
     versions, spec = rollout.versions, rollout.seen.spec
-    drop_candidates(versions, keep=target.name)
+    if drop_candidates(rollout, keep=target.name):
+        rollout.due.append(1.0)  # one step at a time: the next round begins from here
+        return
     known = versions.find(target.name)
     if known and known.role == "Current":
         rollout.progress = Fault(Reason.UP_TO_DATE, f"version {known.name} has the traffic")
@@ -79,6 +89,8 @@ def roll(rollout: Rollout, target: Target) -> None:
         rollout.progress = Fault(Reason.INVALID_SPEC, f"the gate of version {target.name} cannot be read: {bad}")
         return
     candidate = _candidate(versions, target, known)
+    live.settle(rollout)
+    candidate = versions.find(candidate.name) or candidate
     verdict = rollout.verdict = recorded(target, candidate)
     if verdict and verdict.gate is Gate.CLOSED:
         _close(rollout, candidate, target, verdict)
@@ -87,7 +99,7 @@ def roll(rollout: Rollout, target: Target) -> None:
         _merging(rollout, candidate, target)
         return
     current = versions.current
-    if spec.strategy.type == "Recreate" and current and (left := rollout.pods(current.name)):
+    if spec.strategy.type == "Recreate" and current and not live.shares(candidate, current) and (left := rollout.pods(current.name)):
         rollout.held = True
         rollout.wait(Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {current.name} have ended"))
         return
@@ -96,7 +108,7 @@ def roll(rollout: Rollout, target: Target) -> None:
 
 def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict | None) -> None:
     """Nothing keeps the candidate's pods from starting: up, through the gate, to its share, to the traffic."""
-    if (fault := canary.judge(rollout, candidate)) and rollout.seen.spec.auto_rollback:
+    if (fault := canary.judge(rollout, candidate) or live.judge(rollout, candidate)) and rollout.seen.spec.auto_rollback:
         _reject(rollout, candidate, target, fault)
         return
     candidate = canary.keep(rollout, candidate, passes=verdict is not None and verdict.gate is Gate.OPEN)
@@ -111,7 +123,11 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
     rollout.verdict = verdict
     if verdict.gate is Gate.OPEN:
         passed = noted(verdict.question, candidate, verdict.result) if verdict.result and verdict.question else {}
-        if canary.advance(rollout, candidate, **passed):
+        if candidate.host and not candidate.public:
+            live.appoint(rollout, candidate.model_copy(update=passed))
+            rollout.wait(Fault(Reason.ROLLING_OUT, f"version {candidate.name}: its pods are told to serve it"))
+            rollout.due.append(live.LOOK_SECONDS)
+        elif canary.advance(rollout, candidate, **passed):
             _switch(rollout, candidate, passed)
     elif verdict.gate in (Gate.CLOSED, Gate.FAILED):
         _close(rollout, candidate, target, verdict)
@@ -131,10 +147,17 @@ def watch(rollout: Rollout, asked: str) -> bool:
     rollout.due.append(left)
     pods, there, view = rollout.pods(current.name), rollout.deployment(current.name), rollout.deployment(previous[0].name)
     can_answer = bool(view and view.ready)
+    if live.shares(current, previous[0]):
+        return _take_back(rollout, asked, live.crashed(current, pods, alone=not can_answer))
     crash = _crash(pods, restarts=1)
     if crash is None and can_answer and there and not there.ready:
         crash = _crashed(pods)  # nobody is answered while the kubelet tries again, and the old pods are still there
-    if crash is None or (spec.strategy.type != "Recreate" and not can_answer):
+    return _take_back(rollout, asked, crash if spec.strategy.type == "Recreate" or can_answer else None)
+
+
+def _take_back(rollout: Rollout, asked: str, crash: Fault | None) -> bool:
+    versions, current, previous = rollout.versions, rollout.versions.current, rollout.versions.having("Previous")
+    if crash is None or current is None:
         return False
     message = f"version {current.name} got the traffic and crashed, version {previous[0].name} has it again: {crash.message}"
     versions.move(current, "Rejected", crash.reason, message, served=True, asked=asked)
@@ -159,15 +182,20 @@ def retire(rollout: Rollout) -> None:
         rollout.versions.move(version, "Retired", served=True)
 
 
-def drop_candidates(versions: Versions, keep: str = "") -> None:
-    """Another version is wanted than the one that was on its way."""
+def drop_candidates(rollout: Rollout, keep: str = "") -> bool:
+    """Another version is wanted than the one that was on its way; tells whether that one has the traffic already."""
+    versions, moved = rollout.versions, False
     for other in versions.having("Candidate"):
         if other.name == keep:
             continue
-        if other.trusted:  # it may still have its pods
+        if live.stands(rollout, other):
+            _switch(rollout, other, {})
+            moved = True
+        elif other.trusted:  # it may still have its pods
             versions.move(other, "Previous", served=True)
         else:
             versions.move(other, "Retired", Reason.SUPERSEDED, "another version was proposed before this one had the traffic")
+    return moved
 
 
 def _candidate(versions: Versions, target: Target, known: VersionStatus | None) -> VersionStatus:
@@ -204,8 +232,11 @@ def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
     wanted = wanted_replicas(rollout.seen, target, verdict)
     if wanted == 0:
         return True
-    enough = 1 if record and record.trusted and not canary.by_steps(rollout) else wanted
-    return view is not None and view.current and view.ready >= enough
+    there = record is not None and any(live.shares(record, other) for other in rollout.versions.having("Current"))
+    enough = 1 if there or (record and record.trusted and not canary.by_steps(rollout)) else wanted
+    if view is None or not view.current or view.ready < enough:
+        return False
+    return record is None or record.host is None or live.lacks(rollout, record) is None
 
 
 def _crash(pods: Iterable[PodView], *, restarts: int) -> Fault | None:
@@ -239,6 +270,10 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
     """The candidate does not answer yet. Is it worth waiting for?"""
     spec, pods = rollout.seen.spec, rollout.pods(candidate.name)
     fault = why(rollout, candidate.name)
+    if candidate.host and any(p.ready for p in pods) and (lacks := live.lacks(rollout, candidate)):
+        fault = lacks
+        rollout.due.append(live.LOOK_SECONDS)
+    pods = live.since(candidate, pods)
     rollout.wait(fault)
     if not spec.auto_rollback:
         return

@@ -1,5 +1,6 @@
 """What decisions take and give."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from finetune_operator.api.jobstatus import FineTuneJobStatus, Progress
 from finetune_operator.api.meta import Owner
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus
 from finetune_operator.observe import DeploymentView, JobView, NodeView, PodView, RouteView, WorkloadView
+from finetune_runtime.contract.config import AdapterReport
 
 Body = dict[str, Any]
 
@@ -54,6 +56,7 @@ class EndpointState:
     gateway_api: bool = True  # the API server knows HTTPRoutes; asked only where the strategy needs them
     live: bool = False  # all of them are as the API server says now, not as the caches remember
     conflicts: tuple[str, ...] = ()
+    reports: Mapping[str, AdapterReport] = field(default_factory=dict)  # of pods that say what they serve, by their UIDs
 
 
 @dataclass(frozen=True, slots=True)

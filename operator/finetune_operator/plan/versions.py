@@ -16,6 +16,7 @@ from .adapters import Proposals, Served, as_served, with_known
 HISTORY = 5  # versions without pods that stay in the status, so that spec.version can bring them back
 # What may change without making a new version of the same adapter.
 _NOT_CONTENT = ("replicas", "strategy", "gate", "version", "keepPrevious", "autoRollback", "candidate", "adapters")
+_OF_LIVE = ("adapterLoading", "maxAdapters", "maxLoraRank")  # content only there, so that what was served before they came is the same version
 # What is forgotten with a role.
 _OF_A_ROLE: dict[str, Any] = {"asked": None, "weight": None, "step": None, "step_since": None}
 _WITH_PODS = ("Current", "Candidate", "Previous")
@@ -23,13 +24,24 @@ _WITH_PODS = ("Current", "Candidate", "Previous")
 
 def version_of(endpoint: str, spec: ModelEndpointSpec, adapters: Mapping[str, AdapterRef], settings: Settings) -> str:
     """Name of the version that this spec makes of adapters, by the names that they are served under (empty: the endpoint's own)."""
-    content = {key: value for key, value in spec.dump().items() if key not in _NOT_CONTENT}
+    content = _content(spec, settings)
     if set(adapters) == {""}:
         content["adapter"] = adapters[""].dump()
     else:
         content["adapters"] = {name: adapter.dump() for name, adapter in adapters.items()}
-    content["image"] = settings.inference_image if spec.engine == "vLLM" else settings.trainer_image
     return names.endpoint_version(endpoint, json.dumps(content, sort_keys=True))
+
+
+def host_of(endpoint: str, spec: ModelEndpointSpec, settings: Settings) -> str | None:
+    """Name of the Deployment for all versions that differ in adapters only; None where each has its own."""
+    return names.endpoint_version(endpoint, json.dumps(_content(spec, settings), sort_keys=True)) if spec.adapter_loading == "Live" else None
+
+
+def _content(spec: ModelEndpointSpec, settings: Settings) -> dict[str, Any]:
+    """All that makes a version besides its adapters."""
+    left_out = _NOT_CONTENT if spec.adapter_loading == "Live" else (*_NOT_CONTENT, *_OF_LIVE)
+    content = {key: value for key, value in spec.dump().items() if key not in left_out}
+    return content | {"image": settings.inference_image if spec.engine == "vLLM" else settings.trainer_image}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class Target:
     adapters: Served | None = None  # all of them; None: that one alone, under the endpoint's own name
     questions: tuple[Question, ...] = ()  # of adapters that change: the others are as they were
     given_up: VersionStatus | None = None  # this very wish has failed already
+    host: str | None = None  # Deployment that it shares; None: its own
 
     @property
     def gates(self) -> tuple[Evaluation, ...]:
@@ -88,7 +101,7 @@ class Target:
         main, size = adapters.pop(self.served), self.candidate.model_bytes
         about = {
             **{field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss", "gate", "evaluation")},
-            "served_name": self.served or None, "others": [adapters[name] for name in sorted(adapters)] or None,
+            "host": self.host, "served_name": self.served or None, "others": [adapters[name] for name in sorted(adapters)] or None,
             "model_bytes": size if size is not None else known.model_bytes if known else None,
         }  # fmt: skip
         return (known or VersionStatus(name=self.name, role="Candidate", adapter=main.adapter)).model_copy(update=about)

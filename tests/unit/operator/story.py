@@ -57,7 +57,8 @@ class Story:
             if body["kind"] == "HTTPRoute" and self.route is None:
                 self.route = RouteView("support", "uid-1", "route-1", accepted=True)
         for ref, change in self.plan.patch:
-            self.replicas[ref.name] = change["spec"]["replicas"]
+            if ref.kind == "Deployment":
+                self.replicas[ref.name] = change["spec"]["replicas"]
         for body in self.plan.create:
             self.jobs[body["metadata"]["name"]] = evaluation(body["metadata"]["name"])
         for ref in self.plan.delete:

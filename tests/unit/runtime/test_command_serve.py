@@ -13,6 +13,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Gpu, Hardware
 from finetune_runtime.serve.command import Adapter, check_served, check_together, environment, swift, vllm
 from finetune_runtime.serve.drain import Drain
+from finetune_runtime.serve.switch import Switch
 
 GPU = Hardware((Gpu("NVIDIA L4", 24 * 2**30),))
 OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
@@ -206,6 +207,25 @@ def test_vllm_serves_several_adapters_each_under_its_name_with_room_for_the_larg
     }  # fmt: skip
     assert {module["base_model_name"] for module in modules} == {"base"}
     assert command[command.index("--chat-template") + 1] == "/scratch/adapter/chat_template.jinja"
+
+
+@pytest.mark.parametrize(
+    ("live", "slots", "case"),
+    [
+        ({"maxAdapters": 4}, "--max-loras 5 --max-lora-rank 64", "one more for what is tried, and the rank of those that are there"),
+        ({"maxAdapters": 1, "maxLoraRank": 200}, "--max-loras 2 --max-lora-rank 256", "room for a larger rank"),
+        ({"maxAdapters": 1, "maxLoraRank": 8}, "--max-loras 2 --max-lora-rank 64", "never less than what is there needs"),
+    ],
+)
+def test_vllm_starts_without_adapters_and_with_room_where_they_come_and_go(live: dict[str, Any], slots: str, case: str) -> None:
+    there = [Adapter("", manifest(loraRank=rank), Path("/scratch/adapters/1")) for rank in (16, 64)]
+    words = vllm(config(live=live), manifest(loraRank=8), GPU, model=Path("/scratch/model"), adapter=Path("/scratch/adapter"), others=there)
+    line = " ".join(words)
+    assert words[1:4] == ["-m", "finetune_runtime.serve.vllm_server", "serve"]
+    assert f"--served-model-name base --enable-lora {slots} --chat-template /scratch/adapter/chat_template.jinja" in line, case
+    assert "--lora-modules" not in words
+    middlewares = [words[place + 1].rpartition(".") for place, word in enumerate(words) if word == "--middleware"]
+    assert [getattr(importlib.import_module(module), name) for module, _, name in middlewares] == [Drain, Switch]
 
 
 @pytest.mark.parametrize(

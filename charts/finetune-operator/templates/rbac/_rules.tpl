@@ -31,9 +31,10 @@
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch, delete]
+# patch is for the note on a serving pod that its list of live adapters has changed, which makes the kubelet look at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 # Why a job waits for quota; patch is for pausing one that is suspended, by spec.active.
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

@@ -24,6 +24,7 @@ TERMINATION_LOG = "/dev/termination-log"
 ALLOWED_CIDRS_ENV = "FINETUNE_ALLOWED_CIDRS"  # networks, by commas, that https:// sources may be read from beside public addresses
 USER_ID = 10001  # one UID for training and serving: safetensors writes files that only their owner can read
 SERVING_PORT = 8000
+ADAPTERS_PORT = 8001  # where the sidecar of a pod with live adapters tells which of them the engine serves
 SERVED_BASE = "base"  # name of the base model in the API of every endpoint
 CACHE_DIR = "/cache"  # where serving pods find the volume that base models are kept in, shared by any number of pods
 
@@ -148,8 +149,31 @@ class MergeConfig(Model):
     cpu_threads: int = 1
 
 
+class Live(Model):
+    """Adapters come into the running engine and go. Of a ServeConfig this, `adapter` and `others` change while the pod runs."""
+
+    max_adapters: int = Field(ge=1, description="Adapters that have room in memory at the same time, beside one that is being tried.")
+    max_lora_rank: int | None = Field(default=None, description="Largest rank there is room for; absent: that of the adapters at the engine's start.")
+    trial: list[NamedAdapter] | None = Field(default=None, description="Adapters under names that no user asks for: what is to have the traffic next.")
+
+
+class AdapterState(Model):
+    """What has become of an adapter under a name in one pod."""
+
+    name: str
+    manifest_sha256: str
+    state: Literal["Served", "Waiting", "Refused"] = Field(description="Served: it has answered. Refused: it never will, as it is.")
+    message: str = Field(default="", description="What it waits for, or why it is refused and what to do.")
+
+
+class AdapterReport(Model):
+    """What the sidecar of a pod with live adapters answers at ADAPTERS_PORT: adapters that are wanted, as the engine serves them now."""
+
+    adapters: list[AdapterState]
+
+
 class ServeConfig(Model):
-    """Input of the fetch, serve and ready steps of a serving pod."""
+    """Input of the fetch, serve, follow and ready steps of a serving pod."""
 
     model: ModelSpec
     storage: S3Storage
@@ -159,6 +183,7 @@ class ServeConfig(Model):
     quantization: Literal["AsTrained", "None", "Merged"]
     served_name: str
     others: list[NamedAdapter] | None = Field(default=None, description="Further adapters on the same base, under names of their own.")
+    live: Live | None = Field(default=None, description="Absent: the engine gets its adapters when it starts.")
     max_length: int
     cache: bool = Field(default=False, description="Keep the base model in the volume at CACHE_DIR, which the step fetch writes and the engine reads.")
     allow_cpu: bool = False

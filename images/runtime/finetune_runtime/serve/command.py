@@ -18,6 +18,7 @@ from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.hardware import Hardware
 
 from .drain import Drain
+from .switch import Switch
 
 _HOST = "0.0.0.0"  # noqa: S104  the pod's address; who may reach it is the network policy's matter
 # The ranks that vLLM has kernels for.
@@ -36,7 +37,8 @@ _REASONING_PARSERS = {
 # of one, vLLM sets the random numbers of a request with a seed back, which those of a CPU cannot do, and the engine dies.
 _VLLM_CPU = ["--enforce-eager", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "256M", "--no-enable-chunked-prefill", "--max-num-batched-tokens"]
 _VLLM_CPU_TOKENS = 256
-_MIDDLEWARE = f"{Drain.__module__}.{Drain.__qualname__}"
+_MIDDLEWARE = [f"{each.__module__}.{each.__qualname__}" for each in (Drain, Switch)]
+_LIVE_SERVER = [sys.executable, "-m", "finetune_runtime.serve.vllm_server"]
 _SECRETS = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -101,10 +103,13 @@ def _shared(config: ServeConfig, manifest: Manifest) -> dict[str, str]:
 
 
 def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path, others: Sequence[Adapter] = ()) -> list[str]:
-    """`vllm serve` with the base and the adapters, or with one merged into it. They share what `check_together` demands, so `manifest` is that of any."""
-    command = ["vllm", "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT)]
+    """`vllm serve` with the base and the adapters, or with one merged into it. They share what `check_together` demands, so `manifest` is that of any.
+
+    Where adapters come and go it starts without any, and has room for those that it is given here and for more.
+    """
+    command = [*(_LIVE_SERVER if config.live else ["vllm"]), "serve", str(model), "--host", _HOST, "--port", str(SERVING_PORT)]
     adapters = [Adapter(config.served_name, manifest, adapter), *others]
-    command += ["--served-model-name", config.served_name] if config.quantization == "Merged" else _lora(adapters)
+    command += ["--served-model-name", config.served_name] if config.quantization == "Merged" else _lora(config, adapters)
     # Text is text, as it was when the template was proven: left alone, vLLM guesses from the template's source how it takes contents.
     command += ["--chat-template", str(adapter / CHAT_TEMPLATE_FILE), "--chat-template-content-format", "string"]
     command += ["--max-model-len", str(config.max_length), "--dtype", _dtype(config, manifest, hardware)]
@@ -113,18 +118,24 @@ def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: 
     if config.model.trust_remote_code:
         command += ["--trust-remote-code"]
     command += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]  # the default cuts running requests off
-    command += ["--middleware", _MIDDLEWARE]
+    for middleware in _MIDDLEWARE if config.live else _MIDDLEWARE[:1]:
+        command += ["--middleware", middleware]
     # Only where the adapter reasons: without it, the prompt's empty block of reasoning has ended it, and this parser takes such answers for reasoning.
     if manifest.details.get("reasons") and (parser := _REASONING_PARSERS.get(manifest.details["template"])):
         command += ["--reasoning-parser", parser]
     return command + ([*_VLLM_CPU, str(max(_VLLM_CPU_TOKENS, config.max_length))] if hardware.cpu_only else [])
 
 
-def _lora(adapters: Sequence[Adapter]) -> list[str]:
-    rank = max(int(each.manifest.details["loraRank"]) for each in adapters)
-    lora = [json.dumps({"name": each.name, "path": str(each.directory), "base_model_name": SERVED_BASE}) for each in adapters]
-    ranks = ["--max-lora-rank", str(next(allowed for allowed in _VLLM_RANKS if allowed >= rank))]
-    return ["--served-model-name", SERVED_BASE, "--enable-lora", "--max-loras", str(len(adapters)), *ranks, "--lora-modules", *lora]
+def _lora(config: ServeConfig, adapters: Sequence[Adapter]) -> list[str]:
+    live, ranks = config.live, [int(each.manifest.details["loraRank"]) for each in adapters]
+    if live and live.max_lora_rank:
+        ranks.append(live.max_lora_rank)
+    # One slot more than there is room for, so that what a gate asks does not take the place of what users ask. Those beyond take turns.
+    slots = live.max_adapters + 1 if live else len(adapters)
+    rank = next(allowed for allowed in _VLLM_RANKS if allowed >= max(ranks))
+    words = ["--served-model-name", SERVED_BASE, "--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank)]
+    modules = [json.dumps({"name": each.name, "path": str(each.directory), "base_model_name": SERVED_BASE}) for each in adapters]
+    return words if live else [*words, "--lora-modules", *modules]
 
 
 def swift(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: Path, adapter: Path) -> list[str]:

@@ -29,9 +29,15 @@ def run(config: ServeConfig) -> StepResult:
     for named, found in zip(config.adapters, manifests, strict=True):
         check_served(config.model_copy(update={"served_name": named.name, "adapter": named.adapter}), found)
     check_together(config, manifests)
-    for place, named in enumerate(config.adapters):
+    for place, (named, found) in enumerate(zip(config.adapters, manifests, strict=True)):
+        if config.live:
+            fetch_live(scratch, store, named.adapter, found)
+            continue
         shutil.rmtree(directory(scratch, place), ignore_errors=True)
         artefacts.fetch(store, named.adapter.uri, directory(scratch, place), named.adapter.manifest_sha256)
+    if config.live:  # what they share is taken from the first one, as long as the pod lives
+        directory(scratch, 0).unlink(missing_ok=True)
+        directory(scratch, 0).symlink_to(live_directory(scratch, config.adapter))
     manifest = manifests[0]
     model = scratch / MODEL
     spec = _served(config, manifest, store)
@@ -41,9 +47,10 @@ def run(config: ServeConfig) -> StepResult:
     if model_found.directory != model:  # a volume: the engine finds it at the same path as a download
         model.unlink(missing_ok=True)
         model.symlink_to(model_found.directory)
-    for place, known in enumerate(manifests):
+    for place, known in enumerate(manifests[:1] if config.live else manifests):
         manifest_file(scratch, place).write_bytes(known.encode())
-    samples = all(parity.samples(directory(scratch, place)) for place in range(len(manifests)))
+    places = [live_directory(scratch, n.adapter) if config.live else directory(scratch, place) for place, n in enumerate(config.adapters)]
+    samples = all(parity.samples(place) for place in places)
     return StepResult(step=STEP, reason=Reason.COMPLETED, message=_told(config, spec, model_found, samples=samples))
 
 
@@ -55,6 +62,24 @@ def directory(scratch: Path, place: int) -> Path:
 def manifest_file(scratch: Path, place: int) -> Path:
     """Where its manifest is."""
     return scratch / (MANIFEST if place == 0 else f"{ready.adapter_directory(place)}-manifest.json")
+
+
+def live_directory(scratch: Path, ref: AdapterRef) -> Path:
+    """Where an adapter is in a pod in which adapters come and go."""
+    return scratch / ready.live_directory(ref.manifest_sha256)
+
+
+def live_manifest(scratch: Path, ref: AdapterRef) -> Path:
+    """Its manifest, which is there once the adapter is there as a whole."""
+    return live_directory(scratch, ref).with_suffix(".json")
+
+
+def fetch_live(scratch: Path, store: Store, ref: AdapterRef, manifest: Manifest) -> None:
+    """Fetches an adapter into a pod in which adapters come and go, and goes on where it was interrupted. Raises StepError."""
+    artefacts.fetch(store, ref.uri, live_directory(scratch, ref), ref.manifest_sha256)
+    part = live_manifest(scratch, ref).with_suffix(".part")
+    part.write_bytes(manifest.encode())
+    part.rename(live_manifest(scratch, ref))
 
 
 def _served(config: ServeConfig, manifest: Manifest, store: Store) -> ModelSpec:

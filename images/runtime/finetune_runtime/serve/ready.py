@@ -18,6 +18,7 @@ SCRATCH_DIR = "/scratch"
 SERVING_PORT = 8000
 TERMINATION_LOG = "/dev/termination-log"
 ADAPTER = "adapter"
+ADAPTERS = "adapters"  # holds them where they come and go
 STEP = "serve"
 REASON = "InvalidConfig"
 
@@ -33,8 +34,7 @@ def main() -> int:
     """0 when ready, 1 when not, with the reason on standard output."""
     try:
         config = json.loads(Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH)).read_text())
-        names = [str(config["servedName"]), *(str(other["name"]) for other in config.get("others") or ())]
-        check(names, int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
+        check(adapters(config), int(os.environ.get("FINETUNE_SERVING_PORT", SERVING_PORT)), proof())
     except parity.PromptDiffersError as error:
         print(f"not ready: {error}")  # noqa: T201  as below
         _leave(str(error))
@@ -55,20 +55,35 @@ def adapter_directory(place: int) -> str:
     return ADAPTER if place == 0 else f"{ADAPTER}-{place + 1}"
 
 
-def check(names: list[str], port: int, answered: Path) -> None:
-    """`names` in their order in the configuration. Raises NotReadyError, PromptDiffersError, OSError or HTTPException."""
+def live_directory(manifest_sha256: str) -> str:
+    """The same where adapters come and go: the name proves which adapter it is."""
+    return f"{ADAPTERS}/{manifest_sha256[:16]}"
+
+
+def adapters(config: dict[str, Any]) -> dict[str, str]:
+    """Directories in the scratch volume by the names that adapters are served under, in the order of a pod's configuration."""
+    found = [{"name": config["servedName"], "adapter": config.get("adapter")}, *(config.get("others") or ())]
+    if config.get("live"):
+        return {str(each["name"]): live_directory(each["adapter"]["manifestSha256"]) for each in found}
+    return {str(each["name"]): adapter_directory(place) for place, each in enumerate(found)}
+
+
+def check(names: dict[str, str], port: int, answered: Path) -> None:
+    """`names` with the directories of their adapters. Raises NotReadyError, PromptDiffersError, OSError or HTTPException."""
     _request(port, "GET", "/health", HEALTH_SECONDS)
     if answered.exists():
         return
     listed = [model["id"] for model in json.loads(_request(port, "GET", "/v1/models", HEALTH_SECONDS))["data"]]
     if missing := [name for name in names if name not in listed]:
         raise NotReadyError(f"the engine serves {', '.join(listed) or 'nothing'} but not {', '.join(missing)}")
-    for place, name in enumerate(names):
-        _answers(name, port, parity.samples(answered.parent / adapter_directory(place)))
+    for name, directory in names.items():
+        prove(name, port, parity.samples(answered.parent / directory))
     answered.touch()
 
 
-def _answers(name: str, port: int, samples: list[dict[str, Any]]) -> None:
+def prove(name: str, port: int, samples: list[dict[str, Any]]) -> None:
+    """An adapter sees the prompts of its training, and answers. Raises as `check`."""
+
     def tokenize(messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
         body = {"model": name, "messages": messages, "add_generation_prompt": True, "chat_template_kwargs": options}
         tokens: list[int] = json.loads(_request(port, "POST", "/tokenize", HEALTH_SECONDS, body))["tokens"]

@@ -24,11 +24,9 @@ def run(config: ServeConfig) -> StepResult:
     adapter = scratch / fetch.ADAPTER
     manifest = _manifest(scratch / fetch.MANIFEST)
     command.check_served(config, manifest)
-    others = [
-        command.Adapter(named.name, _manifest(fetch.manifest_file(scratch, place)), fetch.directory(scratch, place))
-        for place, named in enumerate(config.others or (), 1)
-    ]
-    command.check_together(config, [manifest, *(other.manifest for other in others)])
+    others = _others(config, scratch)
+    if config.live is None:  # else the sidecar does, before it has the engine load one
+        command.check_together(config, [manifest, *(other.manifest for other in others)])
     hardware = find(allow_cpu=config.allow_cpu)
     check_port(SERVING_PORT)
     ready.proof().unlink(missing_ok=True)  # it was for the engine before this one
@@ -44,6 +42,17 @@ def run(config: ServeConfig) -> StepResult:
     log.info("serving on %s: %s", hardware, " ".join(words))
     os.chdir(scratch)
     os.execvpe(words[0], words, command.environment(os.environ, scratch, hardware, threads=config.cpu_threads))  # noqa: S606
+
+
+def _others(config: ServeConfig, scratch: Path) -> list[command.Adapter]:
+    """Adapters beside the first one; where they come and go: those that are there."""
+    if config.live:
+        found = sorted(fetch.live_manifest(scratch, config.adapter).parent.glob("*.json"))
+        return [command.Adapter("", _manifest(path), path.with_suffix("")) for path in found]
+    return [
+        command.Adapter(named.name, _manifest(fetch.manifest_file(scratch, place)), fetch.directory(scratch, place))
+        for place, named in enumerate(config.others or (), 1)
+    ]
 
 
 def engine_model(model: Path, chat_template: Path, directory: Path) -> Path:
