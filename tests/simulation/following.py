@@ -1,6 +1,7 @@
 """Adapters that come into running engines and go: what a pod's sidecar does, and what it says to the operator."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune_operator.plan.live import asks
@@ -57,7 +58,8 @@ class Following:
                 self._loading.add((name, sha))
                 known = sha in self.served.values()
                 slow = self._server.servers.adapters.of(sha).kind == "slow storage" and not known
-                self._after(self._world.delay(40, 120) if slow else self._world.delay(0.2, 2.0 if known else 20.0), lambda n=name, s=sha: self._load(n, s))
+                seconds = self._world.delay(40, 120) if slow else self._world.delay(0.2, 2.0 if known else 20.0)
+                self._after(seconds, partial(self._load, name, sha))
 
     def _load(self, name: str, sha: str) -> None:
         self._loading.discard((name, sha))

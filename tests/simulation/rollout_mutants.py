@@ -4,14 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator import names
-from finetune_operator.plan import choice, endpoint, gate, rollout, versions
+from finetune_operator.plan import choice, endpoint, gate, live, rollout, versions
 from finetune_operator.plan.faults import Fault
 from finetune_operator.plan.gate import Gate, Verdict
 from finetune_operator.plan.merge import Merge, Stand
+from finetune_operator.plan.types import Ref
 from finetune_operator.reasons import Reason
 
 from .merging import merged_of
-from .mutants import Mutant, _around, _set
+from .mutants import Mutant, _all, _around, _set
 from .watches import WATCHED
 
 
@@ -60,6 +61,17 @@ def _at_once(_: Any, version: Any, __: float) -> Merge:
     return Merge(Stand.DONE, Fault(Reason.MERGING, ""), merged_of(version.adapter.manifest_sha256))
 
 
+def _with_candidate(right: Any, name: str, spec: Any, *args: Any) -> Any:
+    host = right(name, spec, *args)
+    return f"{host[:-3]}{names.digest(spec.candidate.adapter.uri)[:3]}" if host and spec.candidate else host
+
+
+def _with_its_host(right: Any, looked: Any, *args: Any) -> Any:
+    plan = right(looked, *args)
+    past = (v for v in looked.versions.having("Rejected", "Retired") if v.host)
+    return replace(plan, delete=(*plan.delete, *(Ref("apps/v1", "Deployment", v.place) for v in past)))
+
+
 # Only people and bad versions: then it is known how soon an operator reacts.
 _FINE = dict.fromkeys(("storm", "crash", "error", "stall", "lost_watch", "skew", "latency"), 0.0)
 _BUSY = {"endpoints": True, "edits": 20, "window": 1500.0, "names": 0.0}
@@ -69,6 +81,9 @@ _ROLLING = {**_BUSY, "gates": 0.0, "bad_versions": 0.0}
 _CRASHING = {**_BUSY, **_FINE, "lags": dict.fromkeys(WATCHED, 0.1), "gates": 0.0, "bad_versions": 0.5, "jobs": 0, "disturbances": 0}
 
 _NAMED = {**_ROLLING, "names": 0.7}
+_LIVE = {**_BUSY, "live": True, "canary": 0.0, "merged": False, "gates": 0.0, "bad_versions": 0.2}
+_LIVE_GATED = {**_GATED, "live": True, "canary": 0.0}
+_HOST = (_around(endpoint, "host_of", _with_candidate), _around(choice, "host_of", _with_candidate))
 
 _YESTERDAY = ("traffic goes to what has passed the gate", "every rollout ends or says what it waits for")
 
@@ -88,5 +103,9 @@ ROLLOUT_MUTANTS = (
     Mutant("nobody watches", _set(endpoint, "watch", lambda *_: None), ("a crash soon after the switch gives the traffic back",), _CRASHING),
     Mutant("a new name takes the place of all others", _around(choice, "served", _alone), ("an adapter is served until a user takes it away",), _NAMED),
     Mutant("all proposals have one manager", _set(names, "candidate_manager", lambda _: "one"), ("a proposal leaves the others alone",), {**_NAMED, "jobs": 2}),
+    Mutant("users get what is not loaded yet", _set(live, "lacks", lambda *_: None), ("users get what all pods have loaded",), _LIVE),
+    Mutant("live adapters pass every gate", _set(rollout, "recorded", lambda *_: Verdict(Gate.OPEN)), ("traffic goes to what has passed the gate",), _LIVE_GATED),
+    Mutant("each live adapter has pods of its own", _all(*_HOST), ("live adapters need no other pods",), _LIVE),
+    Mutant("a host goes with one of its versions", _around(endpoint, "_plan", _with_its_host), ("a host stays while a version is in it",), _LIVE),
     Mutant("the record is ahead of the traffic", _around(endpoint, "_plan", _without_service), ("the record is true",), _ROLLING),
 )  # fmt: skip

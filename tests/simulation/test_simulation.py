@@ -65,7 +65,8 @@ def test_the_first_schedules_about_endpoints_come_by_what_they_are_there_for() -
         *(f"serving pod: {nature}" for nature in natures), "evaluation: passed=True", "evaluation: passed=False", "evaluation: EndpointUnavailable",
         "merge: made", "merge: found", "merge: crash", "merge: Completed", "merge: InvalidConfig",
         "user sets candidate", "user sets version", "user sets gate", "user redirects Service", "user reroutes HTTPRoute", "routes are refused", "share 10", "share 50", "user deletes Deployment", "user deletes ModelEndpoint",
-        *(f"version of {number} adapters" for number in (1, 2, 3)), "user sets adapters", "reason GateClosed", "reason Superseded", "reason Pinned", "node death", "fault crash_after",
+        *(f"version of {number} adapters" for number in (1, 2, 3)), "user sets adapters", "reason GateClosed", "reason Superseded", "users get another adapter in the same pods",
+        *(f"live adapter: {nature}" for nature in natures if nature != "unreadable"), "reason Pinned", "node death", "fault crash_after",
     }  # fmt: skip
     assert wanted <= hits, wanted - hits
 

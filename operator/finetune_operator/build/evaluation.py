@@ -25,10 +25,10 @@ def _labels(owner: Owner) -> dict[str, str]:
 
 
 def evaluate_config(
-    owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], adapter: ServedAdapter, version: VersionStatus, current: str, asked: str
+    owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], adapter: ServedAdapter, version: VersionStatus, current: str, asked: str = ""
 ) -> EvaluateConfig:
-    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked`. `current`: name of the Deployment that has the traffic
-    and serves one under the same name as users will ask for this one; empty: none.
+    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked` (empty: its own). `current`: name of the
+    Deployment that has the traffic and serves one under the same name as users will ask for this one; empty: none.
     """
     served = adapter.name or spec.served_name or owner.name
     # The one that a version is made for has its results in the version's directory, as always.
@@ -38,7 +38,7 @@ def evaluate_config(
         version=version.name,
         job=adapter.job,
         gates=list(gates),
-        candidate=Target(url=version_url(version.place, owner.namespace), model=asked),
+        candidate=Target(url=version_url(version.place, owner.namespace), model=asked or served),
         base=None if spec.quantization == "Merged" else Target(url=version_url(version.place, owner.namespace), model=SERVED_BASE),
         current=Target(url=version_url(current, owner.namespace), model=served) if current else None,
         storage=spec.storage.s3,

@@ -23,6 +23,7 @@ DRAIN = 10
 PRE_STOP = ["sh", "-c", f"touch {SCRATCH_DIR}/{DRAINING}; sleep {DRAIN}"]
 GRACE = DRAIN + 60
 READY = {"exec": {"command": ["python3", "-m", "finetune_runtime", "ready"]}, "timeoutSeconds": 30}
+FOLLOW_RESOURCES = {"requests": {"cpu": "50m", "memory": "192Mi"}}  # it sleeps but for a download now and then
 FETCH_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}}
 
 
@@ -63,7 +64,9 @@ def deployment(owner: Owner, spec: ModelEndpointSpec, settings: Settings, versio
     volumes, mounts = volumes + cached, mounts + cache
     fetch = container(names.FETCH_CONTAINER, image, ["fetch"], settings, env=env, volumeMounts=mounts, resources=FETCH_RESOURCES)
     # Beside the engine for as long as the pod lives: it has the keys of the storage, which the engine must not have.
-    follow = container(names.FOLLOW_CONTAINER, image, ["follow"], settings, env=env, resources=FETCH_RESOURCES) | {"restartPolicy": "Always"}
+    follow = container(names.FOLLOW_CONTAINER, image, ["follow"], settings, env=storage_env(spec.storage.s3), resources=FOLLOW_RESOURCES) | {
+        "restartPolicy": "Always"
+    }
     main = container(
         names.CONTAINER,
         image,

@@ -8,7 +8,7 @@ is one write as well. What the pods of a host are told can be written only while
 from typing import TYPE_CHECKING
 
 from finetune_operator import clock, names
-from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, VersionStatus
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, Role, VersionStatus
 from finetune_operator.observe import PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.config import AdapterState, Live, NamedAdapter
@@ -20,7 +20,7 @@ from .types import Body, Ref
 if TYPE_CHECKING:
     from .rollout import Rollout
 
-WITH_PODS = ("Current", "Candidate", "Previous")
+WITH_PODS: tuple[Role, ...] = ("Current", "Candidate", "Previous")
 LOOK_SECONDS = 2.0  # between two looks at pods that are to load something
 
 
