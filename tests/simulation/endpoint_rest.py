@@ -101,7 +101,7 @@ class EndpointRest:
         if not pin and progress["status"] == "False" and progress["reason"] != "NameConflict" and (lost := self._unserved(records, proposed)):
             return lost
         if progress["status"] == "True":
-            return self._stuck(raw, progress["reason"], next((v for v in records.values() if v["role"] == "Candidate"), None))
+            return self._stuck(raw, progress, next((v for v in records.values() if v["role"] == "Candidate"), None))
         match progress["reason"]:
             case "UpToDate":
                 return "" if any(v["role"] == "Current" for v in mine) else "another version is wanted than the one with the traffic"
@@ -144,14 +144,15 @@ class EndpointRest:
         quality, loss = self._servers.adapters.of(sha(candidate)).quality, candidate.get("evalLoss")
         return all(opens(gate, loss, quality) for gate in gates_of(spec, sha(candidate)))
 
-    def _stuck(self, raw: Raw, reason: str, candidate: Raw | None) -> str:
+    def _stuck(self, raw: Raw, progress: Raw, candidate: Raw | None) -> str:
         """Why a candidate should not have to wait; empty when it has to."""
+        reason, asked = progress["reason"], "evaluation pod" in progress["message"]  # the pod that asks waits for as long as it takes
         spec, missing = raw["spec"], self._kubelets.needs.missing
         if candidate is None:
             return "no version is on its way"
         nature, gives_up = self._servers.adapters.worst(digests(recorded(candidate)).values()), spec.get("autoRollback", True)
         overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
-        if gives_up and overdue > SLACK and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
+        if gives_up and overdue > SLACK and not asked and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         waits = {

@@ -142,7 +142,7 @@ class VersionStatus(Model):
         default=None, max_length=63, description="Deployment in whose pods it is, which it shares with versions of other adapters; with adapterLoading Live."
     )
     public: bool | None = Field(
-        default=None, description="Whether these pods are told to serve a candidate's adapters under the names that users ask; with adapterLoading Live."
+        default=None, description="Whether these pods serve its adapters under the names that users ask, or are told to; one version of a host."
     )
     role: Role = Field(
         description="Current gets the traffic; Candidate is on its way; Previous had it and still has pods; Rejected was given up; Retired has no pods."

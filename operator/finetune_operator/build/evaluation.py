@@ -27,8 +27,8 @@ def _labels(owner: Owner) -> dict[str, str]:
 def evaluate_config(
     owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], adapter: ServedAdapter, version: VersionStatus, current: str, asked: str = ""
 ) -> EvaluateConfig:
-    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked` (empty: its own). `current`: name of the
-    Deployment that has the traffic and serves one under the same name as users will ask for this one; empty: none.
+    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked`; empty: the one that users ask. `current`: name
+    of the Deployment that has the traffic and serves one under that name; empty: none.
     """
     served = adapter.name or spec.served_name or owner.name
     # The one that a version is made for has its results in the version's directory, as always.

@@ -103,7 +103,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     patch: list[tuple[Ref, Body]] = []
     kept = versions.having("Current", "Candidate", "Previous")
     for version in kept:
-        if version.host and not version.public:
+        if version.host and version != live.shown(rollout, version.host):
             continue  # another one stands for all in its pods
         replicas = max(_replicas(rollout, v, wanted) for v in kept if v.place == version.place)
         view = rollout.deployment(version.name)

@@ -37,6 +37,11 @@ def public(rollout: "Rollout", place: str) -> VersionStatus | None:
     return next((v for v in _there(rollout, place) if v.public), None)
 
 
+def shown(rollout: "Rollout", place: str) -> VersionStatus | None:
+    """The version whose adapters have the names that users ask in the pods of a host. Where none is public nobody asks, and a candidate has them."""
+    return public(rollout, place) or next(iter(_there(rollout, place)), None)
+
+
 def _there(rollout: "Rollout", place: str) -> list[VersionStatus]:
     return [v for v in rollout.versions.having(*WITH_PODS) if v.host == place]
 
@@ -50,16 +55,17 @@ def appoint(rollout: "Rollout", version: VersionStatus) -> VersionStatus:
 
 
 def settle(rollout: "Rollout") -> None:
-    """Every host has one public version: where it went, the one that had the traffic last. Hosts of older specs cannot be told anything any more."""
+    """Where the public version of a host went, the one that had the traffic last is it. Hosts of older specs cannot be told anything any more."""
     for version in rollout.versions.having("Rejected", "Retired"):
         if version.public:
             rollout.versions.put(version.model_copy(update={"public": None}))
     for place in {v.host for v in rollout.versions.having(*WITH_PODS) if v.host}:
-        if public(rollout, place):
+        there = [v for v in _there(rollout, place) if v.role != "Candidate"]
+        if public(rollout, place) or not there:
             continue
-        there = sorted(_there(rollout, place), key=lambda v: ("Current", "Previous", "Candidate").index(v.role))
-        if place == rollout.host or there[0].role != "Previous":
-            rollout.versions.put(there[0].model_copy(update={"public": True}))
+        last = next((v for v in there if v.role == "Current"), there[0])
+        if place == rollout.host or last.role == "Current":
+            rollout.versions.put(last.model_copy(update={"public": True}))
             continue
         for version in there:  # nobody knows what its pods serve: they are no way back
             rollout.versions.move(version, "Retired", served=True)
@@ -71,9 +77,12 @@ def is_there(rollout: "Rollout", version: VersionStatus) -> bool:
 
 
 def stands(rollout: "Rollout", candidate: VersionStatus) -> bool:
-    """Whether a candidate that is not wanted any more has the traffic already, and its pods cannot be told otherwise."""
-    current = rollout.versions.current
-    return bool(candidate.public and current and shares(candidate, current) and candidate.host != rollout.host)
+    """Whether a candidate that is not wanted any more has the traffic, or may have it: it is public in pods that cannot be told otherwise any more, or the
+    Service may lead to it, by a round that ended before it was on record.
+    """
+    view = rollout.deployment(candidate.name)
+    may_have = candidate.host != rollout.host if shares(candidate, rollout.versions.current) else view is not None and view.ready > 0
+    return bool(candidate.public and may_have)
 
 
 def shares(one: VersionStatus, other: VersionStatus | None) -> bool:
@@ -87,19 +96,19 @@ def shares(one: VersionStatus, other: VersionStatus | None) -> bool:
 def asked_as(rollout: "Rollout", version: VersionStatus, name: str) -> str:
     """Name in the OpenAI API under which an adapter of a version is asked; `name`: empty, the endpoint's own. Names that users choose have no #."""
     own = name or rollout.seen.spec.served_name or rollout.seen.owner.name
-    shown = public(rollout, version.place) if version.host else None
-    beside = served(shown).get(name) if shown else None
-    if shown is None or (beside and beside.adapter == served(version)[name].adapter):
+    other = shown(rollout, version.host) if version.host else None
+    beside = served(other).get(name) if other else None
+    if other is None or (beside and beside.adapter == served(version)[name].adapter):
         return own
     return f"{own}#{version.name}"
 
 
-def told(rollout: "Rollout", spec: ModelEndpointSpec, shown: VersionStatus) -> Live:
+def told(rollout: "Rollout", spec: ModelEndpointSpec, version: VersionStatus) -> Live:
     """What the pods of a host need to know besides the adapters that they serve to users."""
     trial = [
         NamedAdapter(name=asked, adapter=adapter.adapter)
         for candidate in rollout.versions.having("Candidate")
-        if shares(candidate, shown)
+        if shares(candidate, version)
         for name, adapter in served(candidate).items()
         if "#" in (asked := asked_as(rollout, candidate, name))
     ]

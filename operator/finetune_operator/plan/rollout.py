@@ -76,7 +76,8 @@ def roll(rollout: Rollout, target: Target) -> None:
     """Bring the target nearer to the traffic."""
     versions, spec = rollout.versions, rollout.seen.spec
     if drop_candidates(rollout, keep=target.name):
-        rollout.due.append(1.0)  # one step at a time: the next round begins from here
+        rollout.wait(Fault(Reason.STARTING, f"version {target.name} is next"))
+        rollout.due.append(1.0)  # one step at a time
         return
     known = versions.find(target.name)
     if known and known.role == "Current":

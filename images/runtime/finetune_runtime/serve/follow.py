@@ -181,6 +181,7 @@ def run() -> NoReturn:
             follower.round()
         except Exception:
             log.exception("a round failed in a way that it should not")
+            time.sleep(FIRST_PAUSE)
         time.sleep(PERIOD)
 
 
