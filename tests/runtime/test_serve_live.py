@@ -100,6 +100,27 @@ def listed() -> set[str]:
         return {model["id"] for model in json.load(response)["data"]}
 
 
+def engines(root: int) -> list[int]:
+    """Processes of vLLM below one, all of which end with their container."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
+    found, below = [], {root}
+    for pid, parent, args in (line.split(maxsplit=2) for line in listed):  # in the order in which they began
+        if int(parent) in below:
+            below.add(int(pid))
+            found += [int(pid)] if "vllm" in args.lower() else []
+    return found
+
+
+def of_two_blocks(questions: list[str]) -> str:
+    """A question that is longer than a block of the prefix cache, so that its beginning is computed once for each adapter."""
+    words, tokens = "", 0
+    while tokens <= 140:
+        words += f" {questions[len(words) % len(questions)]}"
+        tokens = post("/tokenize", {"model": "base", "messages": [{"role": "user", "content": words}]})["count"]
+    assert tokens < 190
+    return words
+
+
 def knows(name: str, adapter: str) -> bool:
     return all(answer(question, name) == expected for question, expected in ROWS[adapter])
 
@@ -120,6 +141,7 @@ def test_a_new_name_is_loaded_beside_the_one_that_is_served(pod: LivePod) -> Non
 
 def test_a_name_gets_another_adapter_while_clients_ask_it_and_every_answer_is_whole(pod: LivePod) -> None:
     questions = [question for rows in ROWS.values() for question, _ in rows]
+    questions.append(of_two_blocks(questions))
     old, new = ({question: answer(question, name) for question in questions} for name in ("support", "rooms"))
     assert all(old[question] != new[question] for question in questions)
     story: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
@@ -169,8 +191,8 @@ def test_an_engine_that_died_gets_the_same_list_again(pod: LivePod) -> None:
     pod.want({"support": "support", "rooms": "rooms"})
     pod.settled("support", "rooms")
     assert pod.endpoint.process
-    engine = subprocess.run(["pgrep", "-f", "finetune_runtime.serve.vllm_server serve"], capture_output=True, text=True, check=True).stdout.split()[0]
-    os.kill(int(engine), signal.SIGKILL)
+    for engine in engines(pod.endpoint.process.pid):
+        os.kill(engine, signal.SIGKILL)
     pod.endpoint.process.wait(60)
     assert pod.states() == {"support": "Waiting", "rooms": "Waiting"}
     pod.endpoint.start(is_ready)

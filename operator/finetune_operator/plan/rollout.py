@@ -91,7 +91,6 @@ def roll(rollout: Rollout, target: Target) -> None:
         return
     candidate = _candidate(versions, target, known)
     live.settle(rollout)
-    candidate = versions.find(candidate.name) or candidate
     verdict = rollout.verdict = recorded(target, candidate)
     if verdict and verdict.gate is Gate.CLOSED:
         _close(rollout, candidate, target, verdict)

@@ -120,6 +120,8 @@ def vllm(config: ServeConfig, manifest: Manifest, hardware: Hardware, *, model: 
     command += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]  # the default cuts running requests off
     for middleware in _MIDDLEWARE if config.live else _MIDDLEWARE[:1]:
         command += ["--middleware", middleware]
+    if config.live:
+        command += ["--disable-access-log-for-endpoints", "/v1/models"]  # the sidecar asks every second
     # Only where the adapter reasons: without it, the prompt's empty block of reasoning has ended it, and this parser takes such answers for reasoning.
     if manifest.details.get("reasons") and (parser := _REASONING_PARSERS.get(manifest.details["template"])):
         command += ["--reasoning-parser", parser]

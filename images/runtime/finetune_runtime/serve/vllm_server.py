@@ -1,4 +1,4 @@
-"""vLLM's server, whose names can be given other adapters while it answers. Names are those of vLLM 0.27. Runs with the arguments of `vllm`.
+"""vLLM's server, whose names can be given other adapters while it answers. Names are those of vLLM 0.25. Runs with the arguments of `vllm`.
 
 vLLM can load adapters while it runs by itself (VLLM_ALLOW_RUNTIME_LORA_UPDATING), and that is not good enough for a name that users ask:
 between unloading the old adapter and loading the new one there is none of that name, also for requests that have passed the check for it;
