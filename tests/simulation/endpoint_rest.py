@@ -157,7 +157,8 @@ class EndpointRest:
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         waits = {
             "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute",
-            "CrashLoop": nature.kind != "good" and not gives_up, "FetchFailed": nature.kind == "unreadable" and not gives_up,
+            # A pod of a host may have been started so often for others that the model leaves it where it is.
+            "CrashLoop": (nature.kind != "good" and not gives_up) or "host" in candidate, "FetchFailed": nature.kind == "unreadable" and not gives_up,
             "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
             "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw), "Merging": self._held(raw),
             "GatewayAPIMissing": not self._gateway.installed, "RouteRefused": self._gateway.refuses, "LostReadiness": not gives_up,

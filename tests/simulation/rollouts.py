@@ -267,8 +267,10 @@ class Rollouts:
     def may_be_public(self, endpoint: Raw, host: str, fresh: dict[str, str]) -> None:
         """Pods that have the traffic are told to serve adapters under names that users ask."""
         specs, manner, history = self._specs(endpoint, self._seen()), self.names.of(host).manner, self._history[endpoint["metadata"]["uid"]]
-        for model, adapter in fresh.items():
-            back = adapter in history.adapters and self._of(host).crashed
+        now = next((record for record in versions_of(endpoint).values() if record["role"] == "Current"), {})
+        had = set(map(sha, recorded(now).values()))
+        for model, adapter in fresh.items():  # what has the traffic on record comes back when its successor is overtaken on the way
+            back = adapter in history.adapters and (self._of(host).crashed or adapter in had)
             if not back and not any(self._lets(endpoint, spec, manner, adapter) for spec in specs):
                 fail("traffic goes to what has passed the gate", f"{model} of {host} is given to users, and has not passed the gate")
 

@@ -77,12 +77,13 @@ def is_there(rollout: "Rollout", version: VersionStatus) -> bool:
 
 
 def stands(rollout: "Rollout", candidate: VersionStatus) -> bool:
-    """Whether a candidate that is not wanted any more has the traffic, or may have it: it is public in pods that cannot be told otherwise any more, or the
-    Service may lead to it, by a round that ended before it was on record.
-    """
-    view = rollout.deployment(candidate.name)
-    may_have = candidate.host != rollout.host if shares(candidate, rollout.versions.current) else view is not None and view.ready > 0
-    return bool(candidate.public and may_have)
+    """Whether a candidate that is not wanted any more has the traffic: it is public in pods with traffic, which cannot be told otherwise any more."""
+    return bool(candidate.public) and shares(candidate, rollout.versions.current) and candidate.host != rollout.host
+
+
+def may_have(rollout: "Rollout", candidate: VersionStatus) -> bool:
+    """Whether it may have the traffic, by a round that ended before that was on record: then what comes after it is only tried in its pods."""
+    return bool(candidate.public) and candidate.host == rollout.host and not shares(candidate, rollout.versions.current)
 
 
 def shares(one: VersionStatus, other: VersionStatus | None) -> bool:
@@ -128,7 +129,7 @@ def nudges(rollout: "Rollout", place: str, content: str) -> list[tuple[Ref, Body
 def lacks(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:
     """Why a candidate is not served by every pod of its host that answers; None when it is. FetchFailed: it never will be."""
     wanted = {asked_as(rollout, candidate, name): adapter.adapter.manifest_sha256 for name, adapter in served(candidate).items()}
-    pods = [p for p in rollout.pods(candidate.name) if p.ready and not p.deleting]
+    pods = sorted((p for p in rollout.pods(candidate.name) if p.ready and not p.deleting), key=lambda p: p.name)
     if not pods:
         return Fault(Reason.ROLLING_OUT, f"version {candidate.name}: no pod answers that could load it")
     faults = [fault for pod in pods if (fault := _lacks(rollout, candidate, pod, wanted))]

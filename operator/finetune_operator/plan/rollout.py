@@ -191,7 +191,7 @@ def drop_candidates(rollout: Rollout, keep: str = "") -> bool:
         if live.stands(rollout, other):
             _switch(rollout, other, {})
             moved = True
-        elif other.trusted:  # it may still have its pods
+        elif other.trusted or live.may_have(rollout, other):  # it may still have its pods
             versions.move(other, "Previous", served=True)
         else:
             versions.move(other, "Retired", Reason.SUPERSEDED, "another version was proposed before this one had the traffic")
