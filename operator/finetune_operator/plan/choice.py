@@ -90,8 +90,9 @@ class _Offers:
         wanted = {name: as_served(name, proposed), **{other: found for other, found in base.items() if other != name}}
         asked = wish(self.spec, gates(self.spec, proposed))
         changed = tuple(n for n, found in wanted.items() if new or n not in now or now[n].adapter != found.adapter)
-        given_up = self._given_up(name, proposed, asked)
-        return Target(self._version(wanted), proposed, asked, name, wanted, self._questions(changed, wanted), given_up, self._host)
+        version = self._version(wanted)
+        given_up = self._given_up(version, name, proposed, asked)
+        return Target(version, proposed, asked, name, wanted, self._questions(changed, wanted), given_up, self._host)
 
     def _rest(self, base: Served, current: VersionStatus, *, new: bool) -> Target:
         """What is served, by today's spec and without what is no longer proposed."""
@@ -120,11 +121,15 @@ class _Offers:
         found = ((name, adapters[name]) for name in about)
         return tuple(Question(name, a.job, a.eval_loss, gates(self.spec, self._proposal(name, a))) for name, a in found)
 
-    def _given_up(self, name: str, proposed: Candidate, asked: str) -> VersionStatus | None:
-        """The record of this adapter's failure under this name and spec, whatever was served beside it then."""
+    def _given_up(self, version: str, name: str, proposed: Candidate, asked: str) -> VersionStatus | None:
+        """The record of this adapter's failure under this name and spec, whatever was served beside it then.
+
+        What failed may have been that: in a version of other adapters it says nothing of this one.
+        """
         for record in self.versions.having("Rejected"):
             same = (record.served_name or "", record.adapter, record.asked) == (name, proposed.adapter, asked)
-            if same and self._version(served(record)) == record.name:
+            other = record.name != version and any(o.evaluation and not o.evaluation.passed for o in record.others or ())
+            if same and not other and self._version(served(record)) == record.name:
                 return record
         return None
 

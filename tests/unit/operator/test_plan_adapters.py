@@ -142,6 +142,15 @@ class TestGivenUp:
         story.spec |= wish
         assert story.settle().adapters() == {"support": "a", "rooms": letter}
 
+    def test_one_whose_neighbour_did_not_pass_is_tried_without_it(self) -> None:
+        story = desk(named("rooms", "b", evalLoss="1.6"))
+        story.spec |= {"candidate": candidate("c", evalLoss="1"), "gate": {"evalLoss": {"max": "1.5"}}, "maxLength": 512}
+        story.settle()
+        assert (story.adapters(), story.version("c")["reason"]) == ({"support": "a", "rooms": "b"}, "GateClosed")
+        assert "rooms: evaluation loss 1.6 is above" in story.version("c")["message"]
+        story.spec["adapters"] = []
+        assert story.settle().adapters() == {"support": "c"}
+
     def test_one_that_is_named_by_its_job_is_tried_again(self) -> None:
         story = desk()
         story.spec["adapters"] = [named("rooms", "b")]
