@@ -15,6 +15,7 @@ from finetune_runtime.contract.spec import S3Storage
 from tests.runtime.support import CLINIC, DEFAULTS, ROOT, Server, answers, merged, wait_for
 
 PORT = 8000
+PATIENCE = 900  # seconds for a training or for an engine to load, on cores that others want as well
 LEARNED = {"support": slice(0, 4), "rooms": slice(8, 12)}  # lines of the clinic's file that each adapter knows by heart
 
 
@@ -43,7 +44,7 @@ class Pod:
             )
 
     def run(self) -> StepResult:
-        code = self.start().wait(300)
+        code = self.start().wait(PATIENCE)
         assert code == 0, self.log.read_text()[-4000:]
         return StepResult.model_validate_json((self.directory / f"{self.step}.message").read_text())
 
@@ -75,7 +76,7 @@ class Endpoint:
         """Until the answer of the readiness probe is as wanted."""
         process = self.process = self.pod.start()
         started = time.monotonic()
-        wait_for("health", lambda: answers(f"http://127.0.0.1:{PORT}/health") or process.poll() is not None, 300)
+        wait_for("health", lambda: answers(f"http://127.0.0.1:{PORT}/health") or process.poll() is not None, PATIENCE)
         wait_for("readiness", lambda: until(self.pod.ready()) or process.poll() is not None, 60)
         print(f"ready after {time.monotonic() - started:.1f} s")
         assert process.poll() is None, self.pod.log.read_text()[-6000:]
