@@ -152,12 +152,13 @@ class Rollouts:
             was, now = (versions.get(version, {}).get("role", "") for versions in (before, after))
             if was != now:
                 self_.hits.add(f"version {was or 'new'} -> {now or 'forgotten'}")
-                written_off = (was, now) == ("Current", "Retired") and version in self.deleted
+                gone = place_of(before.get(version) or after[version]) in self.deleted
+                written_off = (was, now) == ("Current", "Retired") and gone
                 # Of many that retire at once only the last ones stay on record.
                 pushed_out = (was, now) == ("Previous", "") and sum(v["role"] in ("Rejected", "Retired") for v in after.values()) >= HISTORY
                 if now not in ROLES[was] and not written_off and not pushed_out:
                     fail("roles change along their ways", f"{version} of {name}: {was or 'new'} -> {now or 'forgotten'}")
-                if (was, now) == ("Previous", "Retired") and version not in self.deleted and raw["metadata"]["namespace"] not in self._api.terminating:
+                if (was, now) == ("Previous", "Retired") and not gone and raw["metadata"]["namespace"] not in self._api.terminating:
                     self._let_go(raw, version, after)
         self._true(raw, after, before, history)
 
@@ -275,7 +276,11 @@ class Rollouts:
                 fail("traffic goes to what has passed the gate", f"{model} of {host} is given to users, and has not passed the gate")
 
     def keeps_names(self, endpoint: Raw, host: str, before: dict[str, str], after: dict[str, str]) -> None:
-        """And none is gone that a user wants."""
+        """And none is gone that a user wants. What pods were told and what is not on record yet goes when the gate is closed meanwhile."""
+        current: Raw = next((v for v in versions_of(endpoint).values() if v["role"] == "Current"), {})
+        own = endpoint["spec"].get("servedName") or endpoint["metadata"]["name"]
+        on_record = {name or own for name in recorded(current)} if current else set()
+        before = {name: sha for name, sha in before.items() if name in on_record}
         if not self._of(host).crashed:
             self.names.none_lost(endpoint, self._specs(endpoint, self._seen()), f"pods of {host} are told something else", before, after)
 

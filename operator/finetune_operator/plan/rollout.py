@@ -168,9 +168,13 @@ def _take_back(rollout: Rollout, asked: str, crash: Fault | None) -> bool:
 def retire(rollout: Rollout) -> None:
     """Let go of versions that had the traffic once the one that has it now has stood its time."""
     spec, current = rollout.seen.spec, rollout.versions.current
+    previous = rollout.versions.having("Previous")
     if current is None:
+        # The last of them may still have the traffic: it stands for one on record.
+        for version in previous[spec.keep_previous + 1 :]:
+            rollout.versions.move(version, "Retired", served=True)
         return
-    previous, age = rollout.versions.having("Previous"), rollout.age(current)
+    age = rollout.age(current)
     waits = [seconds - age for seconds in (SWITCH_SECONDS, spec.strategy.watch_seconds) if seconds > age]
     if previous and waits:
         rollout.due.append(min(waits))
