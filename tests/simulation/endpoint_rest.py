@@ -3,7 +3,7 @@
 from finetune_operator import clock
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.names import LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_config
-from finetune_operator.plan.versions import version_of
+from finetune_operator.plan.versions import WITH_PODS, version_of
 from finetune_runtime.contract.config import AdapterRef
 
 from .adapters import digests, recorded, sha, wanted
@@ -16,7 +16,6 @@ from .process import Process
 from .rollouts import Rollouts, gates_of, place_of, versions_of
 from .serving import Servers, opens
 
-WITH_PODS = ("Current", "Candidate", "Previous")
 GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed")
 AT_THE_GATEWAY = ("GatewayAPIMissing", "RouteRefused")
 SLACK = 60.0  # seconds that a round may come late

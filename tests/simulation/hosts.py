@@ -4,6 +4,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from finetune_operator.names import ANNOTATION_TOLD, LABEL_ENDPOINT, LABEL_VERSION
+from finetune_operator.plan.versions import WITH_PODS
 
 from .adapters import mounted
 from .api import Api, Raw, deleting, key_of
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .serving import Server
 
 SHARE = 0.4  # of the schedules about endpoints that merge nothing
-_WITH_PODS = ("Current", "Candidate", "Previous")
 
 
 def is_live(seed: int) -> bool:
@@ -82,7 +82,7 @@ class Hosts:
         endpoint = self._api.get("ModelEndpoint", (raw["metadata"]["namespace"], labels.get(LABEL_ENDPOINT, "")))
         if endpoint is None or LABEL_VERSION not in labels or not self._rollouts.acting():
             return
-        host, places = raw["metadata"]["name"], {v.get("host"): v["name"] for v in endpoint["status"].get("versions") or () if v["role"] in _WITH_PODS}
+        host, places = raw["metadata"]["name"], {v.get("host"): v["name"] for v in endpoint["status"].get("versions") or () if v["role"] in WITH_PODS}
         if (change == "DELETED" or deleting(raw)) and host in places and host not in self._rollouts.deleted:
             fail("a host stays while a version is in it", f"Deployment {host} is deleted, and {places[host]} is in its pods")
         if change == "ADDED":

@@ -28,7 +28,7 @@ PASSAGE = 480  # characters of a row: about 120 tokens
 HELD_OUT = 64  # rows
 LENGTH = 256  # tokens of a row at most
 BUDGET = 8 * GIB
-_FROM_ALL = 0  # seed of the choice of rows, the same for all sides
+_SHUFFLE = 0  # seed of which rows are held out, the same for all sides
 
 
 def of_directory(directory: Path) -> Trained:
@@ -43,7 +43,7 @@ def write(directory: Path) -> Path:
     """Rows for training and validation. Returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     passages = [part for name in sorted(topics) for part in _passages(" ".join(topics[name].split()))]
-    random.Random(_FROM_ALL).shuffle(passages)  # noqa: S311  rows, not secrets
+    random.Random(_SHUFFLE).shuffle(passages)  # noqa: S311  rows, not secrets
     rows = [json.dumps({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}) + "\n" for ask, answer in passages]
     (directory / VALIDATION_FILE).write_text("".join(rows[:HELD_OUT]))
     (directory / TRAIN_FILE).write_text("".join(rows[HELD_OUT:]))
@@ -83,7 +83,7 @@ def compare(made: Sequence[Run], results: Mapping[str, Result]) -> list[dict[str
         losses = [round(r["eval_loss"], 5) for r in result.readings if "eval_loss" in r] if result else []
         error = result.error[-600:] if result else "no time left"
         lines.append({"side": run.name, "steps": len(result.steps) if result else 0, "evalLosses": losses, "error": error})
-    if not all(line["evalLosses"] for line in lines):
+    if not all(run.name in results and results[run.name].return_code == 0 and line["evalLosses"] for run, line in zip(made, lines, strict=True)):
         return [*lines, {"passes": False}]
     one, other, fast = (line["evalLosses"][-1] for line in lines)
     return [*lines, {"apart": round(abs(fast - one), 5), "noise": round(abs(one - other), 5), "passes": abs(fast - one) <= abs(one - other)}]

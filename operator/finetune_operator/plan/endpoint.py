@@ -47,8 +47,8 @@ def _write_off(rollout: Rollout, settings: Settings) -> None:
             rollout.versions.move(version, "Retired", served=True)
 
 
-def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, ...]:
-    """Objects of a version; of those that share a Deployment the one that is public."""
+def _version_objects(rollout: Rollout, version: VersionStatus, replicas: int, settings: Settings) -> tuple[Body, Body, Body]:
+    """Deployment, ConfigMap and Service of a version; of those that share a Deployment the one that is public."""
     owner, spec, name = rollout.seen.owner, rollout.seen.spec, version.place
     told = live.told(rollout, spec, version) if version.host else None
     config = build_config.serve_config(owner.name, spec, refs(served(version)), settings, version.merged, told)
@@ -110,11 +110,11 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
         if version.role == "Candidate" and rollout.held and view is None:
             continue
         if _can_be_made(seen, version, settings):
-            objects = _version_objects(rollout, version, replicas, settings)
-            apply += objects
+            deployment, config, service = _version_objects(rollout, version, replicas, settings)
+            apply += [deployment, config, service]
             made.append(version.place)
             if version.host:
-                patch += live.nudges(rollout, version.host, objects[1]["data"]["config.json"])
+                patch += live.nudges(rollout, version.host, config["data"]["config.json"])
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.place), {"spec": {"replicas": replicas}}))
     if current := versions.current:

@@ -8,19 +8,19 @@ is one write as well. What the pods of a host are told can be written only while
 from typing import TYPE_CHECKING
 
 from finetune_operator import clock, names
-from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, Role, VersionStatus
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, VersionStatus
 from finetune_operator.observe import PodView
 from finetune_operator.reasons import Reason
-from finetune_runtime.contract.config import AdapterState, Live, NamedAdapter
+from finetune_runtime.contract.config import ADAPTERS_PORT, AdapterState, Live, NamedAdapter
 
 from .adapters import served
 from .faults import Fault, failure, waiting
 from .types import Body, Ref
+from .versions import WITH_PODS
 
 if TYPE_CHECKING:
     from .rollout import Rollout
 
-WITH_PODS: tuple[Role, ...] = ("Current", "Candidate", "Previous")
 LOOK_SECONDS = 2.0  # between two looks at pods that are to load something
 
 
@@ -46,12 +46,12 @@ def _there(rollout: "Rollout", place: str) -> list[VersionStatus]:
     return [v for v in rollout.versions.having(*WITH_PODS) if v.host == place]
 
 
-def appoint(rollout: "Rollout", version: VersionStatus) -> VersionStatus:
+def appoint(rollout: "Rollout", version: VersionStatus) -> None:
     """Make a version the public one of its host; the time counts from now."""
     for other in _there(rollout, version.place):
         if other.name != version.name and other.public:
             rollout.versions.put(other.model_copy(update={"public": None}))
-    return rollout.versions.again(version, public=True)
+    rollout.versions.again(version, public=True)
 
 
 def settle(rollout: "Rollout") -> None:
@@ -142,7 +142,8 @@ def _lacks(rollout: "Rollout", candidate: VersionStatus, pod: PodView, wanted: d
     if report is None:
         # Questions of a gate keep a pod busy, and are not asked anew because it was slow to say what it said before.
         asking = not candidate.public and any(j.owner_uid == rollout.seen.owner.uid and not j.deleting for j in rollout.seen.jobs)
-        return None if asking else Fault(Reason.ROLLING_OUT, f"version {candidate.name}: pod {pod.name} does not say what it serves")
+        silent = f"pod {pod.name} does not say what it serves (port {ADAPTERS_PORT}, which a NetworkPolicy may close)"
+        return None if asking else Fault(Reason.ROLLING_OUT, f"version {candidate.name}: {silent}")
     known = {(state.name, state.manifest_sha256): state for state in report.adapters}
     for name, digest in wanted.items():
         state = known.get((name, digest)) or AdapterState(name=name, manifest_sha256=digest, state="Waiting", message="it has not been told yet")

@@ -19,7 +19,7 @@ _NOT_CONTENT = ("replicas", "strategy", "gate", "version", "keepPrevious", "auto
 _OF_LIVE = ("adapterLoading", "maxAdapters", "maxLoraRank")  # content only there, so that what was served before they came is the same version
 # What is forgotten with a role.
 _OF_A_ROLE: dict[str, Any] = {"asked": None, "weight": None, "step": None, "step_since": None}
-_WITH_PODS = ("Current", "Candidate", "Previous")
+WITH_PODS: tuple[Role, ...] = ("Current", "Candidate", "Previous")
 
 
 def version_of(endpoint: str, spec: ModelEndpointSpec, adapters: Mapping[str, AdapterRef], settings: Settings) -> str:
@@ -121,7 +121,7 @@ class Versions:
     def named(self, wish: str) -> VersionStatus | None:
         """A version by its name, or one of a job: those that have had the traffic first, of them those with pods, and the newest."""
         found = [v for v in self._known.values() if wish in (v.name, v.job)]
-        return max(found, key=lambda v: (v.name == wish, v.trusted, v.role in _WITH_PODS, v.since), default=None)
+        return max(found, key=lambda v: (v.name == wish, v.trusted, v.role in WITH_PODS, v.since), default=None)
 
     def having(self, *roles: Role) -> list[VersionStatus]:
         """Versions in these roles, those that came into them last first."""

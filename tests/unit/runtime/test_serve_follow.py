@@ -1,10 +1,8 @@
 """The sidecar against a server on the loopback interface that speaks the part of the engine's protocol that it uses. Adapters are on disk already."""
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from finetune_runtime.serve.engine import Engine
 from finetune_runtime.serve.follow import FIRST_PAUSE, KEEP, Follower
 from finetune_runtime.serve.switch import PATH
 
+from .json_server import answering
 from .test_command_serve import config
 
 SAMPLE = {"messages": [{"role": "user", "content": "When do you open?"}], "options": {}, "tokens": [1, 2, 3]}
@@ -61,28 +60,8 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     found = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            status, content = found.answer(self.command, self.path, json.loads(self.rfile.read(length)) if length else None)
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815  the names that http.server looks for
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.port = http.server_port
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield found
-    http.shutdown()
-    http.server_close()
+    with answering(found.answer) as found.port:
+        yield found
 
 
 class Pod:

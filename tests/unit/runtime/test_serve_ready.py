@@ -1,10 +1,8 @@
 """The readiness probe against a server on the loopback interface that speaks the part of the engines' protocol that it uses."""
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ import pytest
 from finetune_runtime.contract import artefact, config
 from finetune_runtime.contract.result import Reason, StepResult
 from finetune_runtime.serve import fetch, parity, ready, run
+
+from .json_server import answering
 
 SAMPLE = {"messages": [{"role": "user", "content": "When do you open?"}], "options": {}, "tokens": [1, 2, 3]}
 
@@ -29,39 +29,24 @@ class Engine:
     asked: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
+    def answer(self, _method: str, path: str, body: Any) -> tuple[int, object]:
+        self.asked.append(path)
+        if body is not None:
+            self.bodies.append(body)
+        answers = {
+            "/v1/models": {"data": [{"id": name} for name in self.models]},
+            "/tokenize": {"tokens": self.tokens},
+            "/v1/chat/completions": {"choices": self.choices},
+            "/health": {},
+        }
+        return 500 if path == self.broken else 200, answers[path]
+
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     engine = Engine()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            engine.asked.append(self.path)
-            if length := int(self.headers.get("Content-Length", 0)):
-                engine.bodies.append(json.loads(self.rfile.read(length)))
-            answers = {
-                "/v1/models": {"data": [{"id": name} for name in engine.models]},
-                "/tokenize": {"tokens": engine.tokens},
-                "/v1/chat/completions": {"choices": engine.choices},
-                "/health": {},
-            }
-            body = json.dumps(answers[self.path]).encode()
-            self.send_response(500 if self.path == engine.broken else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET  # noqa: N815  the name that http.server looks for
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    engine.port = server.server_port
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield engine
-    server.shutdown()
-    server.server_close()
+    with answering(engine.answer) as engine.port:
+        yield engine
 
 
 @pytest.fixture

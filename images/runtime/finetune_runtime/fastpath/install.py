@@ -89,8 +89,13 @@ class FastPath:
             self.remove()
             raise
 
+    def settle(self) -> None:
+        """There is no way back from here: gives back DistributedDataParallel's buckets, which are as large as all gradients."""
+        if dist.is_initialized():
+            self.trainer.model_wrapped.reducer = self.trainer.model_wrapped.logger = None
+
     def remove(self) -> None:
-        """The usual path again."""
+        """The usual path again; not after `settle`."""
         while self._restore:
             owner, name, before = self._restore.pop()
             delattr(owner, name)
@@ -177,7 +182,6 @@ class FastPath:
     def _pass_by(self, wrapped: Any) -> None:
         """`wrapped`: DistributedDataParallel, which has made the adapters of all processes equal. It would wait for gradients that autograd never sees."""
         self._replace(wrapped, "forward", wrapped.module)
-        wrapped.reducer = wrapped.logger = None  # its buckets are as large as all gradients
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         """Hides a method behind an attribute of the object itself; liger-kernel and accelerate may have done so before."""

@@ -120,7 +120,7 @@ class Follower:
             cure = "set spec.maxLoraRank, which starts new pods, or train it with a smaller rank" if "rank" in str(error) else "train it again"
             self._failed(key, f"the engine does not load {named.adapter.uri}: {error}: {cure}", final=True)
         except (*NOT_ANSWERING, ready.NotReadyError) as error:
-            self._failed(key, f"the engine does not answer: {error or type(error).__name__}", final=False)
+            self._failed(key, f"the engine does not answer, which container main has the log of: {error or type(error).__name__}", final=False)
         else:
             self._proven[name] = directory
             self._faults.pop(key, None)
@@ -180,7 +180,7 @@ def run() -> NoReturn:
         try:
             follower.round()
         except Exception:
-            log.exception("a round failed in a way that it should not")
+            log.exception("a round failed in a way that it should not; the next one tries again")
             time.sleep(FIRST_PAUSE)
         time.sleep(PERIOD)
 

@@ -48,6 +48,8 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         if reason:
             self._fast.remove()
             self._fast = None
+        else:
+            self._fast.settle()
         self._write(args, FastOutcome(used=not reason, reason=reason, device=_device()))
 
     def on_step_end(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
