@@ -1,5 +1,6 @@
 """A real S3 server, a real (tiny) model and configurations for the tests of the data plane."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit
 from finetune_runtime.contract.spec import S3Storage
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import CLINIC, DEFAULTS, ROOT, MakeConfig, Pods, Server, Step, merged, running_server
+from tests.runtime.serving import Learned, learn, pod_directory
+from tests.runtime.support import CLINIC, DEFAULTS, ROOT, CommitRows, MakeConfig, Pods, Server, Step, merged, running_server
 
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache/finetune-operator"))
 VERSITYGW = Path(os.environ.get("VERSITYGW", CACHE / "bin/versitygw"))
@@ -106,6 +108,12 @@ def prepared(s3_server: Server, tiny_model: Path, tmp_path_factory: pytest.TempP
     return directory / "dataset", manifest
 
 
+@pytest.fixture(scope="session")
+def learned(s3_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """Adapters to serve, trained in the image."""
+    return learn(s3_server, *(pod_directory(tmp_path_factory.mktemp(name)) for name in ("support", "rooms")))
+
+
 @pytest.fixture
 def commit_dataset(prepared: tuple[Path, Manifest], store: Store) -> Callable[[JobConfig], None]:
     """Puts the prepared dataset where a job looks for its own."""
@@ -113,6 +121,21 @@ def commit_dataset(prepared: tuple[Path, Manifest], store: Store) -> Callable[[J
     def commit(config: JobConfig) -> None:
         directory, manifest = prepared
         artefacts.commit(store, directory, f"{config.prefix}/{DATASET_DIR}", manifest.model_copy(update={"config_hash": config.config_hash()}))
+
+    return commit
+
+
+@pytest.fixture
+def commit_rows(prepared: tuple[Path, Manifest], store: Store, tmp_path: Path) -> CommitRows:
+    """Puts conversations for training and evaluation in the place of the prepared ones."""
+
+    def commit(config: JobConfig, **rows: list[list[dict[str, str]]]) -> None:
+        directory, manifest = prepared
+        dataset = tmp_path / "rows"
+        shutil.copytree(directory, dataset)
+        for name, conversations in rows.items():
+            (dataset / f"{name}.jsonl").write_text("".join(f"{json.dumps({'messages': messages})}\n" for messages in conversations))
+        artefacts.commit(store, dataset, f"{config.prefix}/{DATASET_DIR}", manifest.model_copy(update={"config_hash": config.config_hash()}))
 
     return commit
 

@@ -5,6 +5,8 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +106,41 @@ def post(path: str, body: dict[str, Any]) -> Any:
         return json.load(response)
 
 
-def learn(s3_server: Server, directory: Path, elsewhere: Path) -> tuple[JobConfig, dict[str, Any]]:
-    """Two adapters of different ranks on one tiny base in the bucket `trained`: the job of the first, and references to both by their names."""
+@dataclass(frozen=True)
+class Learned:
+    """Two adapters of different ranks on one tiny base: the job of the first, and references to both by their names."""
+
+    job: JobConfig
+    adapters: dict[str, dict[str, Any]]
+
+    def serving(self, **fields: Any) -> ServeConfig:
+        """Configuration of an endpoint of the first adapter with vLLM."""
+        document = {
+            "model": self.job.model.dump(),
+            "storage": self.job.storage.dump(),
+            "adapter": self.adapters["support"],
+            "engine": "vLLM",
+            "quantization": "AsTrained",
+            "servedName": "support",
+            "maxLength": 256,
+            "allowCpu": True,
+        }
+        return ServeConfig.model_validate(document | fields)
+
+
+def learn(s3_server: Server, directory: Path, elsewhere: Path) -> Learned:
+    """Trains both in the bucket `learned`, each in a directory of its own, as pod_directory makes them."""
     make = ["python3", "/src/tests/fixtures/make_tiny_model.py", "/w/sources/tiny-qwen3", "--corpus", "/src/examples/clinic/support.jsonl"]
     mounts = ["--mount", f"{ROOT}:/src:ro", "--mount", f"{directory}:/w"]
     subprocess.run([str(ROOT / "images/run.sh"), "trainer-test", *mounts, "--", *make], check=True)
-    s3_server.client().create_bucket(Bucket="trained")
+    s3_server.client().create_bucket(Bucket="learned")
     for path in (directory / "sources/tiny-qwen3").iterdir():
-        s3_server.client().upload_file(str(path), "trained", f"base/tiny-qwen3/{path.name}")
+        s3_server.client().upload_file(str(path), "learned", f"base/tiny-qwen3/{path.name}")
     config = JobConfig.model_validate(
         merged(
-            DEFAULTS | {"storage": S3Storage(uri="s3://trained", endpoint=s3_server.endpoint).dump()},
+            DEFAULTS | {"storage": S3Storage(uri="s3://learned", endpoint=s3_server.endpoint).dump()},
             {
-                "model": {"source": "s3://trained/base/tiny-qwen3"},
+                "model": {"source": "s3://learned/base/tiny-qwen3"},
                 "dataset": {"validation": {"splitRatio": "0"}, "system": "You are the clinic's assistant."},
                 "tuning": {"lora": {"dropout": "0"}},
                 "training": {"epochs": 150, "learningRate": "3e-3", "loggingSteps": 50},
@@ -124,15 +148,16 @@ def learn(s3_server: Server, directory: Path, elsewhere: Path) -> tuple[JobConfi
             },
         )
     )
-    adapters = {}
-    for name, rank in (("support", 48), ("rooms", 32)):
-        place = directory if name == "support" else elsewhere
+
+    def train(name: str, rank: int, place: Path) -> dict[str, Any]:
         (place / "sources/pvc/data/train.jsonl").write_text("\n".join(CLINIC.read_text().splitlines()[LEARNED[name]]))
         changes = {"job": {"name": name, "uid": name}, "tuning": {"lora": {"rank": rank, "alpha": 2 * rank}}}
-        trained = JobConfig.model_validate(merged(config.dump(), changes))
-        Pod("trainer-test", "prepare", trained, place, s3_server.environment).run()
-        result = Pod("trainer-test", "train", trained, place, s3_server.environment).run()
+        job = JobConfig.model_validate(merged(config.dump(), changes))
+        Pod("trainer-test", "prepare", job, place, s3_server.environment).run()
+        result = Pod("trainer-test", "train", job, place, s3_server.environment).run()
         assert result.train is not None
         assert result.train.adapter is not None
-        adapters[name] = result.train.adapter.dump()
-    return config, adapters
+        return result.train.adapter.dump()
+
+    with ThreadPoolExecutor() as pool:  # each has work for one core
+        return Learned(config, dict(zip(LEARNED, pool.map(train, LEARNED, (48, 32), (directory, elsewhere)), strict=True)))

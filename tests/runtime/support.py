@@ -90,6 +90,17 @@ def running_server(versitygw: Path, data: Path) -> Iterator[Server]:
         process.wait()
 
 
+class CommitRows(Protocol):
+    """Makes conversations the dataset of a job: `train`, `val`."""
+
+    def __call__(self, config: JobConfig, **rows: list[list[dict[str, str]]]) -> None: ...
+
+
+def opening_hours(sentences: int) -> list[dict[str, str]]:
+    """A conversation of about 4 tokens a sentence."""
+    return [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * sentences}]
+
+
 class MakeConfig(Protocol):
     """job_config(training={"epochs": 1}, ...): a valid JobConfig; sections are merged into the defaults."""
 

@@ -110,9 +110,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
                 self.wfile.write(body[: hub.breaks_at])
                 self.close_connection = hub.failing = True
             elif self.command == "GET":
-                self.wfile.write(body)
                 if "/resolve/" in path and status in (200, 206):
-                    hub.downloads.append(path.rpartition("/")[2])
+                    hub.downloads.append(path.rpartition("/")[2])  # before the client can go on
+                self.wfile.write(body)
 
         do_HEAD = do_GET  # noqa: N815  the name that http.server looks for
 

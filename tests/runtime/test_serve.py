@@ -56,11 +56,11 @@ def trained(s3_server: Server, tiny_model: Path, tmp_path_factory: pytest.TempPa
     lines = CLINIC.read_text().splitlines()[:4]
     (directory / "sources/pvc/data").mkdir()
     (directory / "sources/pvc/data/train.jsonl").write_text("\n".join(lines))
-    s3_server.client().create_bucket(Bucket="trained")
+    s3_server.client().create_bucket(Bucket="by-heart")
     environment = s3_server.environment | {"FINETUNE_SOURCES": str(directory / "sources")}
     config = JobConfig.model_validate(
         merged(
-            DEFAULTS | {"storage": S3Storage(uri="s3://trained", endpoint=s3_server.endpoint).dump()},
+            DEFAULTS | {"storage": S3Storage(uri="s3://by-heart", endpoint=s3_server.endpoint).dump()},
             {
                 "dataset": {"validation": {"splitRatio": "0"}},
                 "tuning": {"lora": {"rank": 64, "alpha": 128, "dropout": "0"}},
@@ -225,7 +225,7 @@ def test_without_a_gpu_nothing_is_served_unless_the_cpu_is_allowed(trained: Trai
     ("fields", "words", "case"),
     [
         ({"model": {"source": "pvc://models/another"}}, "its own base only", "an adapter of another base"),
-        ({"adapter": {"uri": "s3://trained/nothing/here", "manifestSha256": "0" * 64}}, "no committed adapter", "no adapter"),
+        ({"adapter": {"uri": "s3://by-heart/nothing/here", "manifestSha256": "0" * 64}}, "no committed adapter", "no adapter"),
     ],
 )
 def test_fetch_refuses_what_cannot_be_served(trained: Trained, tmp_path: Path, fields: dict[str, Any], words: str, case: str) -> None:
@@ -266,7 +266,7 @@ def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) 
 
 def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpoint, trained: Trained, tmp_path: Path) -> None:
     fields = {"model": trained.config.model.dump(), "storage": trained.config.storage.dump(), "adapter": trained.adapter.dump()}
-    merging = MergeConfig.model_validate(fields | {"uri": "s3://trained/support/merged"})
+    merging = MergeConfig.model_validate(fields | {"uri": "s3://by-heart/support/merged"})
     result = Step("merge", merging, tmp_path / "merge", trained.environment).end(Exit.DONE)
     assert result.merged is not None
     config = trained.serving(quantization="Merged", merged=result.merged.dump())

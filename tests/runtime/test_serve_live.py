@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from finetune_runtime.contract.config import ADAPTERS_PORT, AdapterReport, ServeConfig
-from tests.runtime.serving import LEARNED, PORT, Endpoint, Pod, is_ready, learn, pod_directory, post
+from tests.runtime.serving import LEARNED, PORT, Endpoint, Learned, Pod, is_ready, pod_directory, post
 from tests.runtime.support import CLINIC, Server, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
@@ -69,14 +69,9 @@ class LivePod:
 
 
 @pytest.fixture(scope="module")
-def pod(s3_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePod]:
+def pod(learned: Learned, s3_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePod]:
     directory = pod_directory(tmp_path_factory.mktemp("pods"))
-    job, refs = learn(s3_server, directory, pod_directory(tmp_path_factory.mktemp("rooms")))
-    document = {
-        "model": job.model.dump(), "storage": job.storage.dump(), "adapter": refs["support"], "engine": "vLLM", "quantization": "AsTrained",
-        "servedName": "support", "maxLength": 256, "allowCpu": True, "live": {"maxAdapters": 2},
-    }  # fmt: skip
-    found = LivePod(ServeConfig.model_validate(document), refs, directory, s3_server.environment)
+    found = LivePod(learned.serving(live={"maxAdapters": 2}), dict(learned.adapters), directory, s3_server.environment)
     try:
         found.follow()
         found.endpoint.start(is_ready)
@@ -211,7 +206,7 @@ def test_a_sidecar_that_died_goes_on_without_a_change(pod: LivePod) -> None:
 
 
 def test_what_cannot_be_loaded_is_refused_and_the_others_are_served(pod: LivePod) -> None:
-    pod.refs["gone"] = pod.refs["rooms"] | {"uri": "s3://trained/nothing"}
+    pod.refs["gone"] = pod.refs["rooms"] | {"uri": "s3://learned/nothing"}
     pod.refs["gone"]["manifestSha256"] = "0" * 64
     pod.want({"support": "support", "rooms": "rooms"}, trial={"rooms#2": "gone"})
     wait_for("a refusal", lambda: "holds no committed adapter" in pod.states().get("rooms#2", ""), 60)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finetune_runtime.evaluate.client import Client
 from finetune_runtime.evaluate.drift import _compare, summary
 from finetune_runtime.report.data import Answer
 from finetune_runtime.serve.command import SHUTDOWN_SECONDS
-from tests.runtime.serving import LEARNED, PORT, Endpoint, Pod, is_ready, learn, pod_directory, post
+from tests.runtime.serving import LEARNED, PORT, Endpoint, Learned, Pod, is_ready, pod_directory, post
 from tests.runtime.support import CLINIC, Server, is_kept
 
 pytestmark = pytest.mark.skipif(not shutil.which("buildah"), reason="needs the images, so it does not run inside of one")
@@ -33,22 +34,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving(s3_server: Server, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    """Two served adapters of different ranks on one base."""
-    config, adapters = learn(s3_server, directory, pod_directory(tmp_path_factory.mktemp("rooms")))
-    document = {
-        "model": config.model.dump(),
-        "storage": config.storage.dump(),
-        "adapter": adapters["support"],
-        "others": [{"name": "rooms", "adapter": adapters["rooms"]}],
-        "engine": "vLLM",
-        "quantization": "AsTrained",
-        "servedName": "support",
-        "maxLength": 256,
-        "allowCpu": True,
-        "cache": True,
-    }
-    return ServeConfig.model_validate(document)
+def serving(learned: Learned) -> ServeConfig:
+    """Both adapters on one base."""
+    return learned.serving(others=[{"name": "rooms", "adapter": learned.adapters["rooms"]}], cache=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +126,20 @@ def test_while_the_pod_drains_every_answer_closes_its_connection(endpoint: Endpo
     endpoint.draining.unlink()
 
 
-def test_a_request_that_runs_when_the_pod_has_to_end_is_answered(endpoint: Endpoint) -> None:
+@dataclass(frozen=True)
+class Restart:
+    """An engine that had to end while a request ran, and the next one. `seconds` from SIGTERM to its end; answers of one seed by both engines."""
+
+    finish_reasons: list[str]
+    seconds: float
+    before: list[str]
+    after: list[str]
+
+
+@pytest.fixture(scope="module")
+def restart(endpoint: Endpoint) -> Restart:
+    asked: list[dict[str, Any]] = [{"model": model, "temperature": 1.5, "seed": seed} for model in ("base", "support") for seed in (1, 2)]
+    before = [answer("Do you have parking?", **options) for options in asked]
     body = {"model": "support", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 200, "ignore_eos": True, "n": 8, "seed": 3}
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(post, "/v1/chat/completions", body)
@@ -146,24 +147,26 @@ def test_a_request_that_runs_when_the_pod_has_to_end_is_answered(endpoint: Endpo
         assert not running.done()
         started = time.monotonic()
         endpoint.stop()
-        assert [choice["finish_reason"] for choice in running.result()["choices"]] == ["length"] * 8
-    print(f"ended {time.monotonic() - started:.1f} s after SIGTERM")
-    assert time.monotonic() - started < SHUTDOWN_SECONDS
+        reasons = [choice["finish_reason"] for choice in running.result()["choices"]]
+    seconds = time.monotonic() - started
     endpoint.start(is_ready)
+    return Restart(reasons, seconds, before, [answer("Do you have parking?", **options) for options in asked])
 
 
-def test_after_a_restart_the_same_seed_gives_the_same_bytes(endpoint: Endpoint) -> None:
-    asked: list[dict[str, Any]] = [{"model": model, "temperature": 1.5, "seed": seed} for model in ("base", "support") for seed in (1, 2)]
-    before = [answer("Do you have parking?", **options) for options in asked]
-    assert len(set(before)) > 1
-    endpoint.stop()
-    endpoint.start(is_ready)
+def test_a_request_that_runs_when_the_pod_has_to_end_is_answered(restart: Restart) -> None:
+    print(f"ended {restart.seconds:.1f} s after SIGTERM")
+    assert restart.finish_reasons == ["length"] * 8
+    assert restart.seconds < SHUTDOWN_SECONDS
+
+
+def test_after_a_restart_the_same_seed_gives_the_same_bytes(restart: Restart) -> None:
+    assert len(set(restart.before)) > 1
+    assert restart.after == restart.before
     assert is_kept(PORT), "the drain was that of the engine before"
-    assert [answer("Do you have parking?", **options) for options in asked] == before
 
 
 def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpoint, serving: ServeConfig, directory: Path, s3_server: Server) -> None:
-    merging = MergeConfig(model=serving.model, storage=serving.storage, adapter=serving.adapter, uri="s3://trained/support/merged")
+    merging = MergeConfig(model=serving.model, storage=serving.storage, adapter=serving.adapter, uri="s3://learned/support/merged")
     merged = Pod("trainer-test", "merge", merging, directory, s3_server.environment).run().merged
     endpoint.stop()
     config = serving.model_copy(update={"quantization": "Merged", "merged": merged, "others": None, "cache": False})
@@ -178,7 +181,6 @@ def test_a_merged_version_is_served_alone_and_answers_as_trained(endpoint: Endpo
         assert answer(user) == assistant
     finally:
         alone.stop()
-    endpoint.start(is_ready)
 
 
 def test_a_chat_template_that_is_not_that_of_the_training_is_not_ready(endpoint: Endpoint) -> None:

@@ -1,10 +1,7 @@
 """The train step as a pod runs it: real ms-swift, real S3, real signals."""
 
 import ctypes
-import json
 import os
-import re
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +17,7 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.fast_path import FastPathStatus
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import MakeConfig, Pods, Proxy, Server, free_port, metrics, steps, wait_for
+from tests.runtime.support import CommitRows, MakeConfig, Pods, Proxy, Server, free_port, metrics, opening_hours, steps, wait_for
 
 TGKILL = 234  # system call of x86-64: a signal for one thread
 
@@ -211,24 +208,17 @@ def test_sigterm_while_the_model_loads_ends_at_once(pods: Pods, config: JobConfi
     assert (result.train.committed_step, steps(store, config)) == (0, [])
 
 
-def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(
-    pods: Pods, prepared: tuple[Path, Manifest], job_config: MakeConfig, store: Store, tmp_path: Path
-) -> None:
+def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store) -> None:
     config = job_config(training={"epochs": 2, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 4})
-    dataset = tmp_path / "rows"
-    shutil.copytree(prepared[0], dataset)
-    long = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * 800}]
-    (dataset / "val.jsonl").write_text(f"{json.dumps({'messages': long})}\n" * 100)
-    artefacts.commit(store, dataset, f"{config.prefix}/dataset", prepared[1].model_copy(update={"config_hash": config.config_hash()}))
+    commit_rows(config, val=[opening_hours(800)] * 20)
 
     pod = pods.start(config, FINETUNE_EVALUATION_PATIENCE="1")
     pod.wait_for("'global_step/max_steps': '2/4'")
-    started = time.monotonic()
     pod.process.terminate()
     result = pod.end(Exit.INTERRUPTED)
-    took = time.monotonic() - started
     assert result.train is not None
     assert (result.train.step, result.train.committed_step) == (2, 2)
+    assert "eval_runtime" not in pod.text(), "the case needs an evaluation that takes longer than the patience"
 
     completed = pods.start(config).end(Exit.DONE)
     assert completed.train is not None
@@ -236,8 +226,6 @@ def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(
     records = metrics(store, config)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records if "evalLoss" in record] == [4]
-    evaluation = next(float(seconds) for seconds in re.findall(r"'eval_runtime': ([0-9.]+)", pods.started[1].text()))
-    assert took < evaluation, "the case needs an evaluation that takes longer than the patience"
 
 
 def test_sigterm_while_inputs_are_fetched_ends_at_once(pods: Pods, config: JobConfig, s3_server: Server) -> None:
@@ -280,26 +268,21 @@ def test_a_trainer_that_the_kernel_kills_is_a_crash_with_the_likely_cause(pods: 
 
 
 def test_out_of_memory_goes_on_from_the_last_checkpoint_with_smaller_micro_batches(
-    pods: Pods, prepared: tuple[Path, Manifest], job_config: MakeConfig, store: Store, tmp_path: Path
+    pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store
 ) -> None:
     config = job_config(
-        training={"epochs": 2, "effectiveBatchSize": 64, "microBatchSize": 64, "maxLength": 2048, "evalSteps": 2}, checkpoints={"everySteps": 1}
+        training={"epochs": 2, "effectiveBatchSize": 16, "microBatchSize": 16, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 1}
     )
-    dataset = tmp_path / "rows"
-    shutil.copytree(prepared[0], dataset)
-    short, long = ([{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * count}] for count in (3, 400))
     # Memory runs out in the evaluation of the second step, when the first step's checkpoint is there: only validation rows are long.
-    (dataset / "train.jsonl").write_text(f"{json.dumps({'messages': short})}\n" * 128)
-    (dataset / "val.jsonl").write_text(f"{json.dumps({'messages': long})}\n" * 64)
-    artefacts.commit(store, dataset, f"{config.prefix}/dataset", prepared[1].model_copy(update={"config_hash": config.config_hash()}))
+    commit_rows(config, train=[opening_hours(3)] * 32, val=[opening_hours(800)] * 16)
 
     pod = pods.start(config, wrapper=["prlimit", f"--as={3600 * 2**20}"])
     result = pod.end(Exit.DONE, 400)
 
     assert result.train is not None
     assert (result.train.step, result.train.total_steps) == (4, 4)
-    assert result.train.micro_batch < 64
-    assert "out of memory with 64 rows at a time: going on with 32 rows, 2 times a step" in pod.text()
+    assert result.train.micro_batch < 16
+    assert "out of memory with 16 rows at a time: going on with 8 rows, 2 times a step" in pod.text()
     records = metrics(store, config)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record.get("resumedFrom") == 1] == [2]

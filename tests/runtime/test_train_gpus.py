@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from finetune_runtime import artefacts
-from finetune_runtime.contract.artefact import Manifest
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import MakeConfig, Pods, Step, metrics, steps
+from tests.runtime.support import CommitRows, MakeConfig, Pods, Step, metrics, opening_hours, steps
 
 
 @pytest.fixture
@@ -105,17 +102,10 @@ def test_both_stop_early_and_the_best_checkpoint_becomes_the_adapter(pods: Pods,
     assert train.adapter_step == min(evaluations, key=lambda step: evaluations[step])
 
 
-def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(
-    pods: Pods, prepared: tuple[Path, Manifest], job_config: MakeConfig, store: Store, tmp_path: Path
-) -> None:
+def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(pods: Pods, job_config: MakeConfig, commit_rows: CommitRows) -> None:
     training = {"epochs": 1, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 1, "fastPath": "Off"}
     config = job_config(gpus=2, training=training, checkpoints={"everySteps": 4})
-    dataset = tmp_path / "rows"
-    shutil.copytree(prepared[0], dataset)
-    long = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "We are open. " * 800}]
-    (dataset / "val.jsonl").write_text(f"{json.dumps({'messages': long})}\n" * 200)
-    artefacts.commit(store, dataset, f"{config.prefix}/dataset", prepared[1].model_copy(update={"config_hash": config.config_hash()}))
-
+    commit_rows(config, val=[opening_hours(800)] * 200)
     pod = pods.start(config, FINETUNE_EVALUATION_PATIENCE="1")
     pod.wait_for("'global_step/max_steps': '1/2'")
     pod.process.terminate()
