@@ -45,7 +45,7 @@ def evaluate(endpoint: test_serve.Endpoint, trained: test_serve.Trained, tmp_pat
             "candidate": {"url": URL, "model": "support"},
             "base": {"url": URL, "model": SERVED_BASE},
             "storage": trained.config.storage.dump(),
-            "uri": "s3://trained/evaluations/support-1a2b3c4d",
+            "uri": "s3://by-heart/evaluations/support-1a2b3c4d",
         }
         return Step("evaluate", EvaluateConfig.model_validate(document | fields), tmp_path / "pod", trained.environment).end(code)
 
@@ -76,7 +76,7 @@ def test_a_version_that_learned_its_lesson_opens_the_gate(
     for name, value in trained.environment.items():
         monkeypatch.setenv(name, value)
     store = Store(trained.config.storage)
-    record = EvaluationRecord.model_validate_json(store.read("s3://trained/evaluations/support-1a2b3c4d/evaluation.json"))
+    record = EvaluationRecord.model_validate_json(store.read("s3://by-heart/evaluations/support-1a2b3c4d/evaluation.json"))
     answers = [answer for prompt in record.gates[0].asked for answer in prompt.candidate]
     assert [answer.text for answer in answers[::2]] == [row[1]["content"] for row in trained.rows], "nothing is added to an answer, not even a think block"
     assert {answer.finish for answer in answers} == {"stop"}

@@ -271,18 +271,18 @@ def test_out_of_memory_goes_on_from_the_last_checkpoint_with_smaller_micro_batch
     pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store
 ) -> None:
     config = job_config(
-        training={"epochs": 2, "effectiveBatchSize": 16, "microBatchSize": 16, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 1}
+        training={"epochs": 2, "effectiveBatchSize": 32, "microBatchSize": 32, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 1}
     )
     # Memory runs out in the evaluation of the second step, when the first step's checkpoint is there: only validation rows are long.
-    commit_rows(config, train=[opening_hours(3)] * 32, val=[opening_hours(800)] * 16)
+    commit_rows(config, train=[opening_hours(3)] * 64, val=[opening_hours(800)] * 32)
 
     pod = pods.start(config, wrapper=["prlimit", f"--as={3600 * 2**20}"])
     result = pod.end(Exit.DONE, 400)
 
     assert result.train is not None
     assert (result.train.step, result.train.total_steps) == (4, 4)
-    assert result.train.micro_batch < 16
-    assert "out of memory with 16 rows at a time: going on with 8 rows, 2 times a step" in pod.text()
+    assert result.train.micro_batch < 32
+    assert "out of memory with 32 rows at a time: going on with 16 rows, 2 times a step" in pod.text()
     records = metrics(store, config)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record.get("resumedFrom") == 1] == [2]

@@ -8,10 +8,14 @@ from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.extra_args import ALLOWED
 from finetune_runtime.contract.result import Exit, Reason, TrainSummary
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import MakeConfig, Pods, Proxy, Server, metrics, steps
+from tests.runtime.support import CommitRows, MakeConfig, Pods, Proxy, Server, metrics, opening_hours, steps
 
-# So high that the evaluation loss soon rises again.
+# What is learned is not what is asked for, so that the evaluation loss soon rises.
 OVERSHOOTING = {"learningRate": "0.1", "epochs": 2, "evalSteps": 5}
+ROWS = {
+    "train": [opening_hours(3)] * 40,
+    "val": [[{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "Please ask at the desk about your appointment."}]] * 2,
+}
 
 
 def weights(manifest: Manifest | None) -> str:
@@ -31,12 +35,12 @@ def adapter(store: Store, summary: TrainSummary | None) -> Manifest:
 def test_the_last_checkpoint_becomes_the_adapter_although_an_earlier_one_was_better_and_the_best_one_on_request(
     pods: Pods,
     job_config: MakeConfig,
-    commit_dataset: Callable[[JobConfig], None],
+    commit_rows: CommitRows,
     store: Store,
 ) -> None:
     # transformers removes the last checkpoint at the end of a training whose best one is another, before anybody is told.
     config = job_config(training=OVERSHOOTING, checkpoints={"keep": 1})
-    commit_dataset(config)
+    commit_rows(config, **ROWS)
     last = pods.start(config).end(Exit.DONE)
     losses = {record["step"]: record["evalLoss"] for record in metrics(store, config) if "evalLoss" in record}
     best = min(losses, key=lambda step: losses[step])
@@ -59,11 +63,11 @@ def test_the_last_checkpoint_becomes_the_adapter_although_an_earlier_one_was_bet
 def test_training_stops_early_and_stays_stopped(
     pods: Pods,
     job_config: MakeConfig,
-    commit_dataset: Callable[[JobConfig], None],
+    commit_rows: CommitRows,
     store: Store,
 ) -> None:
     config = job_config(training=OVERSHOOTING | {"epochs": 4, "earlyStopping": {"patience": 1}}, checkpoints={"everySteps": 7})
-    commit_dataset(config)
+    commit_rows(config, **ROWS)
     first = pods.start(config).end(Exit.DONE)
     assert first.train is not None
     stopped = first.train.step

@@ -18,6 +18,7 @@ from finetune_runtime.serve.switch import Switch
 GPU = Hardware((Gpu("NVIDIA L4", 24 * 2**30),))
 OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
 CPU = Hardware()
+OLD_CPU = Hardware(bfloat16=False)
 NF4 = {"method": "bnb", "bits": 4, "type": "nf4", "doubleQuant": True, "computeDtype": "bfloat16"}
 
 
@@ -113,6 +114,9 @@ def test_vllm_parses_reasoning_only_where_the_adapter_reasons(details: dict[str,
         ({}, {"computeDtype": "float16"}, OLD_GPU, "--dtype float16 --quantization bitsandbytes", "bfloat16", "float16 as trained"),
         ({}, {}, OLD_GPU, "--dtype float16", "bfloat16", "the 16 bits that the GPU has"),
         ({}, {"computeDtype": "float32"}, CPU, "--dtype bfloat16 --quantization bitsandbytes", "float32", "bitsandbytes does not start in float32"),
+        ({}, {"computeDtype": "float32"}, OLD_GPU, "--dtype float16 --quantization bitsandbytes", "float32", "nor is there bfloat16"),
+        ({}, {}, OLD_CPU, "--dtype bfloat16 --quantization bitsandbytes", "float32", "slow, and as it was trained"),
+        ({"quantization": "None"}, {}, OLD_CPU, "--dtype float32", "bfloat16", "what a CPU without bfloat16 computes fastest"),
         ({}, {}, CPU, "--enforce-eager", "--trust-remote-code", "sizes for a development machine"),
         ({}, {}, CPU, "--no-enable-chunked-prefill --max-num-batched-tokens 2048", "tokens 256", "a prompt as long as the context is taken in whole"),
         ({"maxLength": 64}, {}, CPU, "--max-num-batched-tokens 256", "tokens 64", "room for several short prompts at once"),

@@ -16,6 +16,7 @@ GPU = Hardware((Gpu("NVIDIA GeForce RTX 4060", 8 * 2**30),), liger=True)
 TWO_GPUS = Hardware((Gpu("NVIDIA L4", 24 * 2**30), Gpu("NVIDIA L4", 24 * 2**30)), liger=True)
 OLD_GPU = Hardware((Gpu("Tesla T4", 16 * 2**30),), bfloat16=False)
 CPU = Hardware()
+OLD_CPU = Hardware(bfloat16=False)
 INPUTS = Inputs(Path("/scratch/model"), Path("/scratch/dataset"), "qwen3", "qwen3", validation=True)
 
 
@@ -270,6 +271,8 @@ def test_only_a_cpu_is_told_to_be_one() -> None:
         ("LoRA", "bfloat16", OLD_GPU, "float16", "the 16 bits that the GPU has"),
         ("QLoRA", "bfloat16", CPU, "bfloat16", "as asked"),
         ("QLoRA", "float16", CPU, "float32", "training in float16 needs a GPU"),
+        ("QLoRA", "bfloat16", OLD_CPU, "float32", "what a CPU without bfloat16 computes fastest"),
+        ("LoRA", "bfloat16", OLD_CPU, "float32", "what a CPU without bfloat16 computes fastest"),
     ],
 )
 def test_number_format(method: str, wanted: str, hardware: Hardware, expected: str, case: str) -> None:

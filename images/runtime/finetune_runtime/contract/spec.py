@@ -184,7 +184,7 @@ class Quantization(Model):
     type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format.")
     double_quant: bool = Field(default=True, description="Quantise the quantisation constants too; saves about 0.4 bits a weight.")
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16", description="Type of the matrix products; float16 for GPUs before Ampere."
+        default="bfloat16", description="Type of the matrix products; float16 for GPUs before Ampere. A CPU without instructions for it takes float32."
     )
 
 

@@ -207,11 +207,11 @@ def _quantization(config: ServeConfig, manifest: Manifest) -> dict[str, Any] | N
 def _dtype(config: ServeConfig, manifest: Manifest, hardware: Hardware) -> str:
     """The type that the training computed in, as far as engine and hardware have it."""
     trained = str(manifest.details["computeDtype"])
-    if config.engine == "vLLM" and trained == "float32" and _quantization(config, manifest):
-        return "bfloat16"  # vLLM's bitsandbytes layers do not start in float32
-    if trained == "bfloat16" and not hardware.cpu_only and not hardware.bfloat16:
-        return "float16"
-    return trained
+    sixteen_bits = config.engine == "vLLM" and _quantization(config, manifest)  # its bitsandbytes layers do not start in float32
+    if hardware.cpu_only and not hardware.bfloat16 and not sixteen_bits:
+        return "float32"
+    wanted = "bfloat16" if sixteen_bits and trained == "float32" else trained
+    return "float16" if wanted == "bfloat16" and not (hardware.bfloat16 or hardware.cpu_only) else wanted
 
 
 def _invalid(message: str) -> StepError:

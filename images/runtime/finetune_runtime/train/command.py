@@ -105,10 +105,10 @@ def arguments(
 
 
 def dtype(tuning: Tuning, hardware: Hardware) -> str:
-    """The type that the training computes in. Raises StepError for one that the GPU does not have."""
+    """The type that the training computes in; on a CPU float32, where it has nothing faster. Raises StepError for one that the GPU does not have."""
     wanted = tuning.quantization.compute_dtype if tuning.method == "QLoRA" else "bfloat16"
     if hardware.cpu_only:
-        return "float32" if wanted == "float16" else wanted  # float16 training needs a GPU
+        return "bfloat16" if wanted == "bfloat16" and hardware.bfloat16 else "float32"  # float16 training needs a GPU
     if wanted == "bfloat16" and not hardware.bfloat16:
         if tuning.method == "LoRA":
             return "float16"
