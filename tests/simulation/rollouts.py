@@ -250,10 +250,17 @@ class Rollouts:
         named = {sha(a) for v in endpoint["status"].get("versions") or () if pin in (v["name"], v.get("job")) for a in recorded(v).values()}
         if pin and adapter in named & history.adapters:
             return True  # also where it is made anew, by today's spec
-        gates, loss = gates_of(spec, adapter), next((entry.get("evalLoss") for entry in wanted(spec).values() if sha(entry) == adapter), None)
+        gates, loss = gates_of(spec, adapter), self._loss(spec, adapter, history)
         if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), loss, 0) for gate in gates):
             return False
         return not any(gate.asks for gate in gates) or (manner, adapter, canonical(gates)) in history.passed
+
+    @staticmethod
+    def _loss(spec: Raw, adapter: str, history: History) -> str | None:
+        """The evaluation loss that is known of an adapter: as it is proposed, or as it was when it got the traffic and until another one is proposed."""
+        specs = (spec, *(earlier for _, earlier in reversed(history.specs)))
+        told = next((entry for each in specs for entry in wanted(each).values() if sha(entry) == adapter), None)
+        return told.get("evalLoss") if told else None
 
     # Adapters that change in pods with traffic
 

@@ -34,7 +34,7 @@ def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Co
     host = known.host if there else host_of(endpoint, spec, settings)
     about = {field: getattr(known, field) for field in ("job", "job_uid", "adapter", "eval_loss", "model_bytes")}
     asked = wish(spec, ())
-    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=_rejected(versions.find(name), asked), host=host)
+    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=_rejected(versions.find(name), asked, known.eval_loss), host=host)
 
 
 def wish(spec: ModelEndpointSpec, found: tuple[Evaluation, ...]) -> str:
@@ -57,8 +57,9 @@ def _same(known: VersionStatus, offer: Target) -> bool:
     return (known.served_name or "", known.adapter) == (offer.served, offer.candidate.adapter)
 
 
-def _rejected(record: VersionStatus | None, asked: str) -> VersionStatus | None:
-    return record if record and record.role == "Rejected" and record.asked == asked else None
+def _rejected(record: VersionStatus | None, asked: str, eval_loss: str | None) -> VersionStatus | None:
+    same = record is not None and (record.role, record.asked, record.eval_loss) == ("Rejected", asked, eval_loss)
+    return record if same else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ class _Offers:
         asked = wish(self.spec, questions[0].gates)
         about = {field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss")}
         candidate = self._proposal(name, main) or Candidate(**about, model_bytes=current.model_bytes)
-        return Target(version, candidate, asked, name, wanted, questions if new else (), _rejected(self.versions.find(version), asked), self._host)
+        given_up = _rejected(self.versions.find(version), asked, candidate.eval_loss)
+        return Target(version, candidate, asked, name, wanted, questions if new else (), given_up, self._host)
 
     @property
     def _host(self) -> str | None:
@@ -127,7 +129,7 @@ class _Offers:
         What failed may have been that: in a version of other adapters it says nothing of this one.
         """
         for record in self.versions.having("Rejected"):
-            same = (record.served_name or "", record.adapter, record.asked) == (name, proposed.adapter, asked)
+            same = (record.served_name or "", record.adapter, record.asked, record.eval_loss) == (name, proposed.adapter, asked, proposed.eval_loss)
             other = record.name != version and any(o.evaluation and not o.evaluation.passed for o in record.others or ())
             if same and not other and self._version(served(record)) == record.name:
                 return record

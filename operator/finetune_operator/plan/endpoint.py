@@ -26,7 +26,7 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
     spec, versions = rollout.seen.spec, rollout.versions
     recreate = spec.strategy.type == "Recreate"
     if version.role == "Candidate" and wanted:
-        return wanted_replicas(rollout.seen, wanted, rollout.verdict)
+        return wanted_replicas(rollout, wanted, rollout.verdict)
     if version.role == "Current":
         makes_room = recreate and not rollout.merge and any(not live.shares(version, c) for c in versions.having("Candidate"))  # merging needs no room
         return 0 if makes_room else spec.replicas
@@ -150,6 +150,8 @@ def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
 
 def _unknown(seen: EndpointState, versions: Versions) -> Fault:
     """There is nothing to roll out."""
+    if seen.spec.version is None and (current := versions.current):
+        return Fault(Reason.UP_TO_DATE, f"version {current.name} has the traffic, and nothing else is proposed")
     if seen.spec.version is None:
         return Fault(Reason.NO_VERSION, "no version yet: a FineTuneJob proposes one when it is trained, or set spec.candidate")
     served = [v.name for v in versions.all() if v.trusted]

@@ -48,7 +48,11 @@ def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
             continue
         if eval_loss is None:
             return "no evaluation loss is known of this version, but the gate bounds it with evalLoss.max"
-        if not float(eval_loss) <= float(gate.eval_loss.max):  # written so that nan does not pass
+        try:
+            passes = float(eval_loss) <= float(gate.eval_loss.max)  # nan does not
+        except ValueError:
+            return f"the evaluation loss {eval_loss!r} of this version is not a number: write it like 1.08"
+        if not passes:
             return f"evaluation loss {eval_loss} is above evalLoss.max {gate.eval_loss.max}"
     return ""
 

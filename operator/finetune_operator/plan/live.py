@@ -165,7 +165,7 @@ def since(candidate: VersionStatus, pods: list[PodView]) -> list[PodView]:
 def crashed(version: VersionStatus, pods: list[PodView], *, alone: bool) -> Fault | None:
     """A pod of a host that crashed after it was told to serve another version: again and again, or once where no pod answers (`alone`)."""
     for pod in since(version, pods):
-        if pod.ended is None or not pod.ended.exit_code or pod.disruption or pod.deleting or not pod.restarts:
+        if pod.ended is None or not pod.ended.exit_code or pod.disruption or pod.deleting or not pod.restarts or not failure(pod.ended, "").counts:
             continue
         fault = waiting(pod)
         if alone or (fault and fault.reason == Reason.CRASH_LOOP):

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_operator import clock, names
 from finetune_operator.api.modelendpoint import VersionStatus
-from finetune_operator.observe import DeploymentView, PodView
+from finetune_operator.observe import DeploymentView, JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
@@ -19,7 +19,7 @@ from .faults import Fault, failure, waiting
 from .gate import Gate, Verdict, evaluation, named, noted, recorded, unanswered
 from .merge import Merge, Stand, is_missing, merge
 from .types import EndpointState
-from .versions import Target, Versions
+from .versions import Question, Target, Versions
 
 # Old pods stay for at least so long (seconds) after the traffic has moved: every proxy has to hear of it first.
 SWITCH_SECONDS = 5.0
@@ -67,9 +67,14 @@ class Rollout:
         return self.now - clock.seconds(version.since) if version.since else 0.0
 
 
-def wanted_replicas(seen: EndpointState, target: Target, verdict: Verdict | None) -> int:
-    """Pods of a candidate: as many as the endpoint has, and one for the gate to ask where the endpoint is scaled to zero."""
-    return max(seen.spec.replicas, int(target.asks and (verdict is None or verdict.gate is not Gate.OPEN)))
+def wanted_replicas(rollout: Rollout, target: Target, verdict: Verdict | None) -> int:
+    """Pods of a candidate: as many as the endpoint has. Where that is scaled to zero one for the gate to ask, and one to show that it answers before it
+    takes the place of a version that does.
+    """
+    asked = target.asks and (verdict is None or verdict.gate is not Gate.OPEN)
+    record, current = rollout.versions.find(target.name), rollout.versions.current
+    unproven = current is not None and current.name != target.name and not (record and record.trusted)
+    return max(rollout.seen.spec.replicas, int(asked or unproven))
 
 
 def roll(rollout: Rollout, target: Target) -> None:
@@ -112,7 +117,8 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
         _reject(rollout, candidate, target, fault)
         return
     candidate = canary.keep(rollout, candidate, passes=verdict is not None and verdict.gate is Gate.OPEN)
-    if not _is_up(rollout, target, verdict):
+    up = _is_up(rollout, target, verdict)
+    if not up and not (verdict is None and _is_asked(rollout, candidate, target)):
         if candidate.step:
             rollout.wait(fault or why(rollout, candidate.name))
         else:
@@ -121,7 +127,9 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
     if verdict is None:
         candidate, verdict = _ask(rollout, candidate, target)
     rollout.verdict = verdict
-    if verdict.gate is Gate.OPEN:
+    if verdict.gate is Gate.OPEN and not up:
+        rollout.wait(why(rollout, candidate.name))
+    elif verdict.gate is Gate.OPEN:
         passed = noted(verdict.question, candidate, verdict.result) if verdict.result and verdict.question else {}
         if candidate.host and not candidate.public:
             live.appoint(rollout, candidate.model_copy(update=passed))
@@ -233,7 +241,7 @@ def _merging(rollout: Rollout, candidate: VersionStatus, target: Target) -> None
 def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
     """Whether the target can take the traffic: all its pods have answered. Of a version that had it before one is enough, or a rollback takes long."""
     record, view = rollout.versions.find(target.name), rollout.deployment(target.name)
-    wanted = wanted_replicas(rollout.seen, target, verdict)
+    wanted = wanted_replicas(rollout, target, verdict)
     if wanted == 0:
         return True
     there = record is not None and any(live.shares(record, other) for other in rollout.versions.having("Current"))
@@ -244,17 +252,17 @@ def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
 
 
 def _crash(pods: Iterable[PodView], *, restarts: int) -> Fault | None:
-    """Pods that ended by themselves again and again."""
+    """Pods that ended by themselves again and again. That storage is down is not their fault: they try until it is back, or the time is over."""
     for pod in pods:
         fault = waiting(pod)
-        if pod.restarts >= restarts and fault and fault.reason == Reason.CRASH_LOOP:
+        if pod.restarts >= restarts and fault and fault.reason == Reason.CRASH_LOOP and failure(pod.ended, "").counts:
             return Fault(Reason.CRASH_LOOP, f"pod {pod.name}: {fault.message}")
     return None
 
 
 def _crashed(pods: Iterable[PodView]) -> Fault | None:
     """A pod that ended by itself, once."""
-    found = next((p for p in pods if p.restarts and p.ended and p.ended.exit_code and not p.disruption), None)
+    found = next((p for p in pods if p.restarts and p.ended and p.ended.exit_code and not p.disruption and failure(p.ended, "").counts), None)
     return Fault(Reason.CRASH_LOOP, f"pod {found.name}: {failure(found.ended, '').message}") if found else None
 
 
@@ -295,16 +303,28 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
         rollout.due.append(left)
 
 
+def _is_asked(rollout: Rollout, candidate: VersionStatus, target: Target) -> bool:
+    """Whether an evaluation goes on: pods that come and go beside one that answers are no reason to give it up and to ask anew."""
+    view = rollout.deployment(candidate.name)
+    answers = view and view.ready and (candidate.host is None or live.lacks(rollout, candidate) is None)
+    return bool(answers) and _evaluation(rollout, candidate, unanswered(target, candidate)[0]) is not None
+
+
+def _evaluation(rollout: Rollout, candidate: VersionStatus, question: Question) -> JobView | None:
+    """The Job that asks a question."""
+    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, question.gate)
+    return next((j for j in rollout.seen.jobs if j.name == name and j.owner_uid == rollout.seen.owner.uid), None)
+
+
 def _ask(rollout: Rollout, candidate: VersionStatus, target: Target) -> tuple[VersionStatus, Verdict]:
     """The first question without an answer, one at a time. What has passed is noted, and the next one is asked in the next round."""
     question = unanswered(target, candidate)[0]
-    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, question.gate)
-    job = next((j for j in rollout.seen.jobs if j.name == name and j.owner_uid == rollout.seen.owner.uid), None)
+    job = _evaluation(rollout, candidate, question)
     found = evaluation(job, rollout.seen.pods, rollout.now)
     verdict = replace(found, message=named(found.message, question, target) if found.message else "", question=question)
     if verdict.gate is not Gate.OPEN:
         return candidate, verdict
-    candidate = rollout.versions.put(candidate.model_copy(update=noted(question, candidate, verdict.result)))
+    candidate = rollout.versions.again(candidate, **noted(question, candidate, verdict.result))  # it has answered: its time to do so counts anew
     if unanswered(target, candidate):
         return candidate, Verdict(Gate.NEXT, Reason.EVALUATING, "the next one of its adapters is asked")
     return candidate, recorded(target, candidate) or verdict

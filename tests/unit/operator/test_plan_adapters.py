@@ -259,7 +259,7 @@ class TestUsers:
         del story.spec["candidate"]
         story.spec["adapters"] = []
         story.settle()
-        assert (story.adapters(), story.progress()) == ({"support": "a", "rooms": "b"}, ("False", "NoVersion"))
+        assert (story.adapters(), story.progress()) == ({"support": "a", "rooms": "b"}, ("False", "UpToDate"))
 
     def test_a_pin_is_to_all_that_a_version_serves(self) -> None:
         story = desk(named("rooms", "b"), keepPrevious=2)

@@ -138,9 +138,12 @@ class TestSteps:
         found.look()
         assert found.weights() == {old: 90, new: 10}
 
-    def test_an_endpoint_that_is_scaled_to_zero_moves_at_once(self) -> None:
+    def test_an_endpoint_that_is_scaled_to_zero_moves_at_once_when_a_pod_has_shown_that_the_version_answers(self) -> None:
         found = story()
         found.spec["replicas"] = 0
+        found.look()
+        assert (found.replicas, found.roles()["b"]) == ({found.name("a"): 0, found.name("b"): 1}, "Candidate")
+        found.up("b")
         found.look()
         assert (found.weights(), found.roles()["b"]) == ({found.name("b"): 100, found.name("a"): 0}, "Current")
 

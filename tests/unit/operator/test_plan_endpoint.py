@@ -86,11 +86,20 @@ def test_a_deployment_of_another_owner_is_neither_used_nor_deleted() -> None:
     assert ([v["role"] for v in plan.status["versions"]], plan.delete) == (["Candidate"], ())
 
 
-def test_a_gate_that_cannot_be_read_is_named() -> None:
-    gate = {"prompts": [{"name": "room", "prompt": "?", "expect": {"regex": "("}}]}
+UNREADABLE = [
+    ({"regex": "("}, "prompts[room].expect.regex: missing )"),
+    ({"regex": "a{99999999999}"}, "prompts[room].expect.regex: the repetition number is too large"),
+    ({"jsonSchema": "{"}, "prompts[room].expect.jsonSchema is not JSON"),
+    ({"jsonSchema": "[" * 8000}, "prompts[room].expect.jsonSchema is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("expect", "words"), UNREADABLE, ids=["a regular expression", "one of absurd size", "no JSON", "JSON too deep to read"])
+def test_a_gate_that_cannot_be_read_is_named(expect: dict[str, str], words: str) -> None:
+    gate = {"prompts": [{"name": "room", "prompt": "?", "expect": expect}]}
     plan = decide(endpoint_state(spec={"candidate": NEW, "gate": gate}), SETTINGS, NOW)
     assert (plan.apply, plan.status["reason"]) == ((), "InvalidSpec")
-    assert "prompts[room].expect.regex" in condition(plan, "Progressing")["message"]
+    assert words in condition(plan, "Progressing")["message"]
 
 
 def test_a_settled_status_is_stable() -> None:

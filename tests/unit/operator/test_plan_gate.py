@@ -148,7 +148,53 @@ def test_an_endpoint_at_zero_starts_one_pod_for_the_gate_to_ask() -> None:
     assert (story.traffic(), story.replicas) == (story.name("b"), {story.name("b"): 0})
 
 
+def test_pods_that_come_and_go_beside_one_that_answers_leave_the_evaluation_alone() -> None:
+    story = Gated(gate=GATE, strategy={"timeoutSeconds": 600})
+    job = story.asked()
+    story.spec["replicas"] = 2
+    assert (story.look(60).delete, list(story.jobs)) == ((), [job])
+    story.up("b", 2)
+    story.answer(job, 0, PASSED)
+    story.spec["replicas"] = 3
+    story.look(7200)
+    assert (story.version("b")["evaluation"]["passed"], story.roles()) == (True, {"b": "Candidate"})
+    story.pods = []
+    story.look(500)
+    assert (story.roles(), story.jobs) == ({"b": "Candidate"}, {})
+    story.up("b", 3)
+    assert (story.look().create, story.traffic()) == ((), story.name("b"))
+
+
+def test_a_result_that_says_no_counts_whatever_the_pods_do_meanwhile() -> None:
+    story = Gated(gate=GATE)
+    job = story.asked()
+    story.spec["replicas"] = 2
+    story.answer(job, 0, CLOSED)
+    story.look()
+    assert (story.roles(), story.progress()) == ({"b": "Rejected"}, ("False", "GateClosed"))
+
+
+def test_an_evaluation_whose_version_answers_nobody_any_more_is_made_anew() -> None:
+    story = Gated(gate=GATE)
+    job = story.asked()
+    story.up("b", 0)
+    assert [r.name for r in story.look().delete] == [job]
+
+
+def test_a_loss_that_somebody_adds_is_looked_at() -> None:
+    story = Story(gate={"evalLoss": {"max": "1.5"}}, candidate=candidate("a"))
+    story.look()
+    assert story.roles() == {"a": "Rejected"}
+    story.spec["candidate"] = candidate("a", evalLoss="1.6")
+    story.look()
+    assert (story.roles(), "1.6 is above" in story.version("a")["message"]) == ({"a": "Rejected"}, True)
+    story.spec["candidate"] = candidate("a", evalLoss="1.0")
+    story.look()
+    assert story.roles() == {"a": "Candidate"}
+
+
 LOSSES = [
+    ("no number at all", "1.5", "1,08", "the evaluation loss '1,08' of this version is not a number: write it like 1.08"),
     ("within the bound", "1.5", "1.2", ""),
     ("at the bound", "1.5", "1.5", ""),
     ("above", "1.5", "1.6", "evaluation loss 1.6 is above evalLoss.max 1.5"),

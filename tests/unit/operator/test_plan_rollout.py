@@ -123,6 +123,26 @@ class TestGivenUp:
         assert [r.name for r in plan.delete if r.kind == "Deployment"] == [new]
         assert story.status["reason"] == "CrashLoop"
 
+    def test_storage_that_is_down_is_waited_for_until_the_time_is_over(self) -> None:
+        story = self.story(strategy={"timeoutSeconds": 3600})
+        down = ended(40, result("fetch", "StorageUnavailable", "the storage does not answer"), container="fetch")
+        story.pods = [serving_pod(story.name("b"), waiting_reason="CrashLoopBackOff", restarts=20, ended=down)]
+        story.look(1800)
+        assert (story.roles()["b"], story.progress()) == ("Candidate", ("True", "FetchFailed"))
+        story.look(1800)
+        assert (story.version("b")["reason"], "the storage does not answer" in story.version("b")["message"]) == ("NotReadyInTime", True)
+
+    def test_one_that_crashes_does_not_get_the_traffic_when_nobody_wants_pods_any_more(self) -> None:
+        story = self.story()
+        old = story.name("a")
+        story.spec["replicas"] = 0
+        story.pods = [crashing(story.name("b"), 4)]
+        story.look()
+        assert (story.traffic(), story.replicas) == (old, {old: 0, story.name("b"): 1})
+        story.pods = [crashing(story.name("b"), 5)]
+        story.look()
+        assert (story.traffic(), story.roles()) == (old, {"a": "Current", "b": "Rejected"})
+
     def test_one_that_does_not_answer_in_time(self) -> None:
         story = self.story(strategy={"timeoutSeconds": 600})
         story.look(598)
@@ -197,6 +217,13 @@ class TestWatch:
         story = self.story(**spec)
         story.pods = [crashing(story.name("b"), restarts)]
         story.look(seconds)
+        assert (story.traffic(), story.roles()["b"]) == (story.name("b"), "Current")
+
+    def test_a_new_pod_that_does_not_reach_the_storage_is_not_the_versions_fault(self) -> None:
+        story = self.story()
+        down = ended(40, result("fetch", "StorageUnavailable", "the storage does not answer"), container="fetch")
+        story.pods = [serving_pod(story.name("b"), waiting_reason="CrashLoopBackOff", restarts=3, ended=down)]
+        story.look(60)
         assert (story.traffic(), story.roles()["b"]) == (story.name("b"), "Current")
 
     def test_one_crash_is_enough_when_nobody_else_answers(self) -> None:

@@ -10,12 +10,14 @@ import pytest
 
 from finetune_runtime.contract.config import AdapterRef, ServeConfig
 from finetune_runtime.serve import fetch
+from finetune_runtime.serve.command import vllm
 from finetune_runtime.serve.engine import Engine
 from finetune_runtime.serve.follow import FIRST_PAUSE, KEEP, Follower
+from finetune_runtime.serve.run import others_of
 from finetune_runtime.serve.switch import PATH
 
 from .json_server import answering
-from .test_command_serve import config
+from .test_command_serve import GPU, config, manifest
 
 SAMPLE = {"messages": [{"role": "user", "content": "When do you open?"}], "options": {}, "tokens": [1, 2, 3]}
 
@@ -101,6 +103,18 @@ def pod(tmp_path: Path, server: Server) -> Pod:
     assert found.round() == {"support": "Served"}
     server.did.clear()
     return found
+
+
+def test_an_engine_that_starts_anew_has_room_for_what_is_wanted_and_not_for_what_was_refused(tmp_path: Path) -> None:
+    for letter, rank in (("a", 32), ("b", 64), ("c", 256)):
+        file = fetch.live_manifest(tmp_path, AdapterRef.model_validate(ref(letter)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(manifest(loraRank=rank).encode())
+    live = {"maxAdapters": 2, "trial": [{"name": "rooms#1", "adapter": ref("c")}]}
+    wanted = config(adapter=ref("a"), others=[{"name": "rooms", "adapter": ref("b")}, {"name": "not there yet", "adapter": ref("d")}], live=live)
+    others = others_of(wanted, tmp_path)
+    assert [found.manifest.details["loraRank"] for found in others] == [32, 64]
+    assert "--max-lora-rank 64" in " ".join(vllm(wanted, manifest(loraRank=32), GPU, model=tmp_path, adapter=tmp_path, others=others))
 
 
 def test_what_is_served_is_left_alone(pod: Pod, server: Server) -> None:

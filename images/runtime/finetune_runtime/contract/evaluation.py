@@ -118,11 +118,11 @@ def fault(evaluation: Evaluation) -> str:
     for prompt in evaluation.prompts:
         try:
             re.compile(prompt.expect.regex)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return f"evaluation.prompts[{prompt.name}].expect.regex: {error}"
         try:
             schema = json.loads(prompt.expect.json_schema or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"evaluation.prompts[{prompt.name}].expect.jsonSchema is not JSON: {error}"
         if not isinstance(schema, dict | bool):
             return f"evaluation.prompts[{prompt.name}].expect.jsonSchema: a JSON schema is an object"

@@ -18,7 +18,7 @@ def fault(expect: Expectation) -> str:
     """What is wrong with the expectation itself; empty when it can be checked."""
     try:
         re.compile(expect.regex)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         return f"expect.regex is not a regular expression: {error}"
     if not expect.json_schema:
         return ""

@@ -24,7 +24,7 @@ def run(config: ServeConfig) -> StepResult:
     adapter = scratch / fetch.ADAPTER
     manifest = _manifest(scratch / fetch.MANIFEST)
     command.check_served(config, manifest)
-    others = _others(config, scratch)
+    others = others_of(config, scratch)
     if config.live is None:  # else the sidecar does, before it has the engine load one
         command.check_together(config, [manifest, *(other.manifest for other in others)])
     hardware = find(allow_cpu=config.allow_cpu)
@@ -44,11 +44,11 @@ def run(config: ServeConfig) -> StepResult:
     os.execvpe(words[0], words, command.environment(os.environ, scratch, hardware, threads=config.cpu_threads))  # noqa: S606
 
 
-def _others(config: ServeConfig, scratch: Path) -> list[command.Adapter]:
-    """Adapters beside the first one; where they come and go: those that are there."""
+def others_of(config: ServeConfig, scratch: Path) -> list[command.Adapter]:
+    """Adapters beside the first one; where they come and go: those that are wanted and there. What was refused may lie beside them for a while."""
     if config.live:
-        found = sorted(fetch.live_manifest(scratch, config.adapter).parent.glob("*.json"))
-        return [command.Adapter("", _manifest(path), path.with_suffix("")) for path in found]
+        found = {fetch.live_manifest(scratch, named.adapter) for named in config.adapters}
+        return [command.Adapter("", _manifest(path), path.with_suffix("")) for path in sorted(found) if path.exists()]
     return [
         command.Adapter(named.name, _manifest(fetch.manifest_file(scratch, place)), fetch.directory(scratch, place))
         for place, named in enumerate(config.others or (), 1)
