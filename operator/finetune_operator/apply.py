@@ -1,20 +1,34 @@
 """Carries out plans: the only place that changes objects other than by their status."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import names
 from .api import API_VERSION
 from .api.meta import Owner
 from .build.endpoint import proposed_name
-from .kube import AlreadyExistsError, Cluster, ref_of
+from .kube import AlreadyExistsError, Cluster, RefusedError, ref_of
 from .observe import owner_uid
 from .plan.types import Body, Plan, Ref
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
 TRUST = 300.0
 _PUT_RIGHT_AT_ONCE = {"Service": ("selector",), "Deployment": ("replicas",), "HTTPRoute": ("rules", "parentRefs", "hostnames")}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Children that could not be made: those whose names belong to somebody else, and what the API server has against others, by their names."""
+
+    conflicts: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything was carried out."""
+        return not self.conflicts and not self.refused
 
 
 class Applier:
@@ -34,37 +48,46 @@ class Applier:
         if known and any(spec.get(field) != known[0]["spec"].get(field) for field in _PUT_RIGHT_AT_ONCE.get(ref.kind, ())):
             self.forget(namespace, ref)
 
-    async def execute(self, plan: Plan, owner: Owner) -> list[str]:
-        """Apply, patch, create, propose, delete, in this order. Returns children whose names belong to somebody else.
+    async def execute(self, plan: Plan, owner: Owner) -> Outcome:
+        """Apply, patch, create, propose, delete, in this order.
 
-        Objects are looked at before the first write, so that nothing of anyone else is touched.
+        Objects are looked at before the first write, so that nothing of anyone else is touched. Raises RefusedError for one that others depend on.
         """
         namespace, uid = owner.namespace, owner.uid
-        conflicts: list[str] = []
+        outcome = Outcome()
+        conflicts = outcome.conflicts
         due = [
             (body, found)
             for body in plan.apply
             if not self._known(namespace, body) and (found := await self._look(body, namespace, uid, conflicts)) is not None
         ]
         if conflicts:
-            return conflicts
+            return outcome
         for body, found in due:
-            await self._apply(body, namespace, found)
+            await self._try(self._apply(body, namespace, found), body, plan, outcome)
         for ref, change in plan.patch:
             await self._cluster.patch(ref, namespace, change)
         for body in plan.create:
-            try:
-                await self._cluster.create(body)
-            except AlreadyExistsError:
-                self._is_ours(body, await self._cluster.get(ref_of(body), namespace), uid, conflicts)
+            await self._try(self._create(body, namespace, uid, conflicts), body, plan, outcome)
         for body in plan.propose:
-            await self._cluster.apply(body, names.candidate_manager(proposed_name(body)))
+            await self._try(self._cluster.apply(body, names.candidate_manager(proposed_name(body))), body, plan, outcome)
         for ref in plan.delete:
             self.forget(namespace, ref)
             await self._cluster.delete(ref, namespace, ref.uid)
         if plan.expire:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)
-        return conflicts
+        return outcome
+
+    @staticmethod
+    async def _try(request: Awaitable[object], body: Body, plan: Plan, outcome: Outcome) -> None:
+        """Make a request for an object, and note that it is refused where nobody depends on it yet."""
+        try:
+            await request
+        except RefusedError as error:
+            name = body["metadata"]["name"]
+            if name not in plan.untried:
+                raise
+            outcome.refused.setdefault(name, f"{body['kind']} {name}: {error.message}")
 
     def _known(self, namespace: str, body: Body) -> bool:
         """Whether an object was applied like this not long ago."""
@@ -75,6 +98,12 @@ class Applier:
         """The object as it is, empty when there is none; None when it is somebody else's, which is noted."""
         found = await self._cluster.get(ref_of(body), namespace)
         return (found or {}) if self._is_ours(body, found, uid, conflicts) else None
+
+    async def _create(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> None:
+        try:
+            await self._cluster.create(body)
+        except AlreadyExistsError:
+            self._is_ours(body, await self._cluster.get(ref_of(body), namespace), uid, conflicts)
 
     async def _apply(self, body: Body, namespace: str, found: Body) -> None:
         # With its UID: what was deleted and made anew by somebody since we looked is not written to.

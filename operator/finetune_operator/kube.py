@@ -14,6 +14,7 @@ from .plan.types import Body, Ref
 
 log = logging.getLogger(__name__)
 TIMEOUT = 30  # seconds for one request
+_REFUSED = (400, 422)
 UNDECLARED = "field not declared in schema"  # in the API server's words
 
 
@@ -22,7 +23,11 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"the API server answered {status}: {message}")
-        self.status = status
+        self.status, self.message = status, message
+
+
+class RefusedError(ApiError):
+    """The API server, or an admission webhook, does not take a request as it is: trying again helps only when something else has changed."""
 
 
 class AlreadyExistsError(ApiError):
@@ -80,10 +85,11 @@ class Cluster:
             kind = AlreadyExistsError if "already exists" in _reason(error) else GoneError if "uid" in _reason(error).lower() else ApiError
             raise kind(409, _reason(error)) from error
         except ForbiddenError as error:
-            kind = GoneError if "is being terminated" in _reason(error) else ApiError
-            raise kind(403, _reason(error)) from error
+            gone = "is being terminated" in _reason(error)
+            raise (GoneError if gone else RefusedError)(403, _reason(error)) from error
         except DynamicApiError as error:
-            raise ApiError(error.status or 0, _reason(error)) from error
+            refused = error.status in _REFUSED
+            raise (RefusedError if refused else ApiError)(error.status or 0, _reason(error)) from error
         except (ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, f"{type(error).__name__} {error}") from error
         result: Body = answer.to_dict()

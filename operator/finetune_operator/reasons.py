@@ -9,6 +9,7 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
+    REFUSED = "Refused"
     PENDING = "Pending"
     RUNNING = "Running"
     STARTING = "Starting"

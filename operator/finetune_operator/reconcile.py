@@ -115,9 +115,9 @@ class Reconciler:
         if raw is None or plan is None:
             return None
         state, decided = plan
-        conflicts = await self.applier.execute(decided, state.owner)
-        if conflicts:
-            decided = job_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        outcome = await self.applier.execute(decided, state.owner)
+        if not outcome.whole:
+            decided = job_plan.decide(replace(state, conflicts=tuple(outcome.conflicts), refused=outcome.refused), self._settings, self._now())
         await self._report(key, state.owner, raw, state.status.conditions, decided)
         return decided.requeue_after or (None if is_final(state.status.conditions) else RESYNC)
 
@@ -183,9 +183,9 @@ class Reconciler:
         if raw is None or plan is None:
             return None
         state, decided = plan
-        conflicts = await self.applier.execute(replace(decided, delete=()), state.owner)
-        if conflicts:
-            decided = endpoint_plan.decide(replace(state, conflicts=tuple(conflicts)), self._settings, self._now())
+        outcome = await self.applier.execute(replace(decided, delete=()), state.owner)
+        if not outcome.whole:
+            decided = endpoint_plan.decide(replace(state, conflicts=tuple(outcome.conflicts), refused=outcome.refused), self._settings, self._now())
         # Where the traffic is has to be on record before anything goes: what goes follows from the record, also in a later round.
         await self._report(key, state.owner, raw, state.status.conditions, decided)
         await self.applier.execute(Plan(delete=decided.delete), state.owner)

@@ -18,7 +18,7 @@ BUSY = 429  # also while a kind that has just been installed gets its storage
 PATIENCE = 30.0  # seconds
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
 _PREFIXES = {
-    "/api/v1": ("pods", "configmaps", "services", "events", "secrets", "nodes", "namespaces"),
+    "/api/v1": ("pods", "configmaps", "services", "events", "secrets", "nodes", "namespaces", "resourcequotas"),
     "/apis/batch/v1": ("jobs",),
     "/apis/apps/v1": ("deployments",),
     "/apis/policy/v1": ("poddisruptionbudgets",),

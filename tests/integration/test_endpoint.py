@@ -162,6 +162,18 @@ def test_a_rollback_by_hand_and_forward_again(mine: Endpoint) -> None:
     wait("the new version has it again", lambda: mine.traffic() == new)
 
 
+def test_pods_that_the_api_server_refuses_are_named_and_the_version_that_serves_is_looked_after(mine: Endpoint) -> None:
+    old = mine.serve("a")
+    mine.edit(resources={"tolerations": [{"key": "gpu", "operator": "Exist"}]}, replicas=2)
+    [progress] = wait("what is refused", lambda: [c for c in mine.status()["conditions"] if (c["type"], c["reason"]) == ("Progressing", "Refused")])
+    assert "tolerations[0].operator" in progress["message"]
+    wait("two pods of the version that serves", lambda: len(mine.pods("a")) == 2)
+    mine.answer("a")
+    assert (mine.traffic(), mine.status()["versions"][0]["role"]) == (old, "Current")
+    mine.edit(resources={"tolerations": [{"key": "gpu", "operator": "Exists"}]})
+    wait("a new version", lambda: mine.version("a").get("role") == "Current" and len(mine.status()["versions"]) > 1)
+
+
 def test_what_others_do_to_its_objects_is_put_right(mine: Endpoint) -> None:
     version = mine.serve("a")
     mine.here.rest.merge("service", "support", {"spec": {"selector": {"finetune.dev/version": "nonsense"}}})

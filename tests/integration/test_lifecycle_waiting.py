@@ -67,6 +67,19 @@ def test_what_is_missing_may_come_later_and_the_job_goes_on(operator: Operator, 
     assert history.milestones()[0] == f"Preparing {word}"
 
 
+def test_a_job_that_the_cluster_does_not_take_is_named_and_goes_on_when_it_does(operator: Operator, here: Namespace) -> None:
+    here.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-jobs"}, "spec": {"hard": {"count/jobs.batch": "0"}}})
+    wait("the quota is in force", lambda: here.get("resourcequota", "no-jobs").get("status", {}).get("used"))
+    here.apply(finetunejob())
+    status = wait("what is refused", lambda: found if (found := here.status()).get("reason") == "Refused" else {})
+    assert (status["phase"], status.get("attempts", [])) == ("Pending", [])
+    assert "Job support-prep-1" in status["message"]
+    assert "exceeded quota: no-jobs" in status["message"]
+    here.rest.delete("resourcequota", "no-jobs")
+    wait("its pod", lambda: here.items("pods", "finetune.dev/step=Prepare"), 60)
+    assert phase(here, "Preparing")["reason"] != "Refused"
+
+
 # --- GPU memory
 QWEN3_8B = {
     "num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,

@@ -74,7 +74,8 @@ class Draft:
             conditions=conditions.all(),
             display=_display(progress, running=running) if progress else None,
         )
-        return replace(self.plan, status=self.status.dump())
+        made = (*self.plan.apply, *self.plan.create, *self.plan.propose)
+        return replace(self.plan, status=self.status.dump(), untried=frozenset(body["metadata"]["name"] for body in made))
 
 
 def leftovers(seen: JobState) -> tuple[Ref, ...]:

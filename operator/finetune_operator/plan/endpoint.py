@@ -126,8 +126,10 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
     gone, deleted = _given_up(rollout), keep | {d.name for d in over}
     delete += [ref for place in dict.fromkeys(v.place for v in gone) if place not in deleted for ref in _all_of(place)]
     asked = _evaluation(rollout, settings)
+    untried = {v.place for v in versions.having("Candidate")} - {v.place for v in versions.having("Current", "Previous")}
+    untried |= {body["metadata"]["name"] for body in (*asked.apply, *asked.create)}
     return Plan(
-        apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete),
+        apply=(*apply, *asked.apply), create=asked.create, patch=tuple(patch), delete=(*delete, *asked.delete), untried=frozenset(untried),
         requeue_after=max(0.0, min(rollout.due)) if rollout.due else None,
     )  # fmt: skip
 
@@ -213,6 +215,6 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         "conditions": conditions.all(),
     }
     return Plan(
-        create=plan.create, apply=plan.apply, patch=plan.patch, delete=plan.delete, requeue_after=plan.requeue_after,
+        create=plan.create, apply=plan.apply, patch=plan.patch, delete=plan.delete, untried=plan.untried, requeue_after=plan.requeue_after,
         status=status.model_copy(update=update).dump(),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -33,6 +34,11 @@ class Failure:
     exit_code: int | None
     terminal: bool  # no retry can help
     counts: bool  # against retries.limit
+
+
+def refusal(words: Iterable[str]) -> str:
+    """What the API server or an admission webhook says against children that have to be made."""
+    return f"the API server refuses {'; '.join(words)}. Correct what it names, here or in the cluster; it goes on by itself"
 
 
 def waiting(pod: PodView) -> Fault | None:

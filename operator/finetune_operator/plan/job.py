@@ -18,6 +18,7 @@ from finetune_runtime.contract.result import StepResult
 
 from .deploy import deploy
 from .draft import Draft, leftovers
+from .faults import refusal
 from .fit import check_fit, minimum_mebibytes
 from .hold import Hold, check_deadline, count_time, hold
 from .records import committed, observe_progress, observe_stillness, record_data, record_run, record_training, remember
@@ -160,6 +161,10 @@ def _accept(draft: Draft) -> bool:
     if seen.conflicts:
         message = f"{', '.join(seen.conflicts)} exists and belongs to somebody else: delete or rename it, or give the job another name"
         conditions.set(ConditionType.ACCEPTED, "False", Reason.NAME_CONFLICT, message)
+        draft.requeue(30)
+        return False
+    if seen.refused:
+        conditions.set(ConditionType.ACCEPTED, "False", Reason.REFUSED, refusal(seen.refused.values()))
         draft.requeue(30)
         return False
     if refused := refusals(seen.spec.training.extra_args):

@@ -15,7 +15,7 @@ from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
 from . import canary, live
-from .faults import Fault, failure, waiting
+from .faults import Fault, failure, refusal, waiting
 from .gate import Gate, Verdict, evaluation, named, noted, recorded, unanswered
 from .merge import Merge, Stand, is_missing, merge
 from .types import EndpointState
@@ -96,6 +96,11 @@ def roll(rollout: Rollout, target: Target) -> None:
         return
     candidate = _candidate(versions, target, known)
     live.settle(rollout)
+    if refused := rollout.seen.refused:  # objects of the candidate
+        rollout.held = True
+        rollout.due.append(30.0)
+        _in_time(rollout, candidate, target, Fault(Reason.REFUSED, f"version {candidate.name}: {refusal(refused.values())}"))
+        return
     verdict = rollout.verdict = recorded(target, candidate)
     if verdict and verdict.gate is Gate.CLOSED:
         _close(rollout, candidate, target, verdict)
@@ -220,22 +225,34 @@ def _candidate(versions: Versions, target: Target, known: VersionStatus | None) 
 
 def _merging(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
     """Nothing of the candidate starts before its adapter is merged, and that is on record: what its pods read follows from the record."""
-    spec, rollout.held = rollout.seen.spec, True
+    rollout.held = True
     found = rollout.merge = merge(rollout.seen, candidate, rollout.now)
     if found.stand is Stand.FAILED:
         _reject(rollout, candidate, target, found.fault)
         return
-    rollout.wait(found.fault)
-    left = spec.strategy.timeout_seconds - rollout.age(candidate)
     if found.stand is Stand.DONE:
+        rollout.wait(found.fault)
         rollout.versions.again(candidate, merged=found.merged)  # the time to answer counts from here
         rollout.due.append(1.0)
-    elif spec.auto_rollback and found.fault.reason != Reason.MERGING:  # its pod cannot start
-        if left <= 0:
-            message = f"version {candidate.name} did not answer within {spec.strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {found.fault.message}"
-            _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
-        else:
-            rollout.due.append(left)
+    elif found.fault.reason == Reason.MERGING:
+        rollout.wait(found.fault)
+    else:  # its pod cannot start
+        _in_time(rollout, candidate, target, found.fault)
+
+
+def _in_time(rollout: Rollout, candidate: VersionStatus, target: Target, fault: Fault) -> None:
+    """The candidate waits for something that may not come: for as long as it has to answer."""
+    strategy = rollout.seen.spec.strategy
+    rollout.wait(fault)
+    if not rollout.seen.spec.auto_rollback:
+        return
+    since = max(candidate.since, candidate.step_since or "")  # one that gave its share back starts anew
+    left = strategy.timeout_seconds - (rollout.now - clock.seconds(since))
+    if left > 0:
+        rollout.due.append(left)
+        return
+    message = f"version {candidate.name} did not answer within {strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {fault.message}"
+    _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
 
 
 def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
@@ -280,27 +297,19 @@ def why(rollout: Rollout, version: str) -> Fault:
 
 def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
     """The candidate does not answer yet. Is it worth waiting for?"""
-    spec, pods = rollout.seen.spec, rollout.pods(candidate.name)
+    pods = rollout.pods(candidate.name)
     fault = why(rollout, candidate.name)
     if candidate.host and any(p.ready for p in pods) and (lacks := live.lacks(rollout, candidate)):
         fault = lacks
         rollout.due.append(live.LOOK_SECONDS)
     pods = live.since(candidate, pods)
-    rollout.wait(fault)
-    if not spec.auto_rollback:
-        return
-    since = max(candidate.since, candidate.step_since or "")  # one that gave its share back starts anew
-    left = spec.strategy.timeout_seconds - (rollout.now - clock.seconds(since))
     ends = (failure(p.ended, "") for p in pods if p.ended and p.ended.exit_code)
     hopeless = next((Fault(end.reason, end.message) for end in ends if end.terminal), None)
-    if crash := hopeless or _crash(pods, restarts=MAX_RESTARTS):
+    if rollout.seen.spec.auto_rollback and (crash := hopeless or _crash(pods, restarts=MAX_RESTARTS)):
         reason = Reason.FETCH_FAILED if hopeless else crash.reason
         _reject(rollout, candidate, target, Fault(reason, f"version {candidate.name} cannot be served: {crash.message}"))
-    elif left <= 0:
-        message = f"version {candidate.name} did not answer within {spec.strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {fault.message}"
-        _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
     else:
-        rollout.due.append(left)
+        _in_time(rollout, candidate, target, fault)
 
 
 def _is_asked(rollout: Rollout, candidate: VersionStatus, target: Target) -> bool:

@@ -39,6 +39,7 @@ class JobState:
     endpoint: EndpointView | None = None
     progress: Progress | None = None
     conflicts: tuple[str, ...] = ()  # children whose names are taken by somebody else's objects
+    refused: Mapping[str, str] = field(default_factory=dict)  # what the API server has against children, in its words, by their names
     ca: str = ""
 
 
@@ -56,6 +57,7 @@ class EndpointState:
     gateway_api: bool = True  # the API server knows HTTPRoutes; asked only where the strategy needs them
     live: bool = False  # all of them are as the API server says now, not as the caches remember
     conflicts: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     reports: Mapping[str, AdapterReport] = field(default_factory=dict)  # of pods that say what they serve, by their UIDs
 
 
@@ -78,6 +80,7 @@ class Plan:
     propose: tuple[Body, ...] = ()  # server-side apply of one field of an object that others may own, by its own manager
     patch: tuple[tuple[Ref, Body], ...] = ()
     delete: tuple[Ref, ...] = ()
+    untried: frozenset[str] = frozenset()  # names of objects that nobody depends on yet: that they are refused holds up nothing else
     look: bool = False  # decide again with Jobs and pods as they are now, before anything of this is done
     expire: bool = False  # delete the object itself
     status: Body = field(default_factory=dict)

@@ -315,6 +315,14 @@ class TestConflicts:
         assert names(settle(state(status=status)).create) == ["Job/support-prep-1"]
 
 
+class TestRefusals:
+    def test_what_the_api_server_refuses_is_stated_in_its_words_and_is_no_attempt(self) -> None:
+        plan = settle(state(refused={"support-prep-1": "Job support-prep-1: exceeded quota"}))
+        assert (plan.status["phase"], plan.status["reason"], plan.status.get("attempts", [])) == ("Pending", "Refused", [])
+        assert "Job support-prep-1: exceeded quota" in plan.status["message"]
+        assert names(settle(state(status=plan.status)).create) == ["Job/support-prep-1"]
+
+
 class TestProgress:
     def progress(self, **fields: Any) -> Progress:
         return Progress.model_validate({"step": 12, "totalSteps": 40, "percent": 30, "etaSeconds": 840, "updatedAt": "2027-01-15T08:00:05Z", **fields})

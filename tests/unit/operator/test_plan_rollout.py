@@ -183,6 +183,21 @@ class TestGivenUp:
         story.look()
         assert story.roles()["b"] == "Candidate"
 
+    def test_one_whose_pods_the_api_server_refuses_is_tried_for_as_long_as_it_has_to_answer(self) -> None:
+        story = self.story(strategy={"timeoutSeconds": 600})
+        old, new = story.name("a"), story.name("b")
+        refused = {new: f'Deployment {new}: spec.template.spec.tolerations[0].operator: Unsupported value: "Exist"'}
+        story.replicas.pop(new)
+        plan = story.look(refused=refused)
+        assert (story.traffic(), story.roles(), story.progress()) == (old, {"a": "Current", "b": "Candidate"}, ("True", "Refused"))
+        assert new not in {body["metadata"]["name"] for body in plan.apply}
+        assert plan.requeue_after == 30
+        story.look()
+        assert new in story.plan.untried
+        assert old not in story.plan.untried
+        story.look(600, refused=refused)
+        assert (story.roles()["b"], '"Exist"' in story.version("b")["message"]) == ("Rejected", True)
+
     def test_a_pod_that_no_node_takes_is_waited_for(self) -> None:
         story = self.story()
         story.pods = [serving_pod(story.name("b"), phase="Pending", unschedulable="0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")]
