@@ -160,6 +160,15 @@ REFUSED_JOBS = [
         id="a comparison with the base of a merged model",
     ),
     pytest.param(
+        {
+            "evaluation": {"notWorseThanCurrent": True, "prompts": [{"name": "hours", "prompt": "When?"}]},
+            "inference": {"strategy": {"type": "Recreate"}},
+        },
+        "spec.evaluation",
+        "use notWorseThanBase or minPassRate, or another strategy",
+        id="a comparison with pods that have to go first",
+    ),
+    pytest.param(
         {"resources": {"gpus": 4}, "training": {"effectiveBatchSize": 18}},
         "spec.training.effectiveBatchSize",
         "set training.effectiveBatchSize to a multiple of resources.gpus",
@@ -232,6 +241,12 @@ REFUSED_ENDPOINTS = [
         "spec.gate",
         "use notWorseThanCurrent",
         id="a comparison with the base of a merged model",
+    ),
+    pytest.param(
+        {"strategy": {"type": "Recreate"}, "gate": {"notWorseThanCurrent": True, "prompts": [{"name": "hours", "prompt": "When?"}]}},
+        "spec.gate",
+        "use notWorseThanBase or minPassRate, or another strategy",
+        id="a comparison with pods that have to go first",
     ),
     pytest.param({"adapters": [ROOMS], "engine": "Swift"}, "spec.adapters", "engine Swift serves one adapter only: set spec.engine", id="several with Swift"),
     pytest.param({"adapters": [ROOMS], "quantization": "Merged"}, "spec.adapters", "merged weights are one model: set spec.quantization", id="several merged"),

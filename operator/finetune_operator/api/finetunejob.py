@@ -10,7 +10,7 @@ from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, 
 
 from .jobstatus import FineTuneJobStatus
 from .meta import NAME_RULES, ObjectName
-from .serving import NO_BASE, Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, NO_CURRENT, Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
 
 LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
@@ -145,14 +145,19 @@ class FineTuneJobSpec(Model):
         ),
         {
             "rule": "!has(self.inference) || self.inference.engine != 'vLLM' || self.inference.quantization != 'AsTrained' "
-            "|| self.tuning.method != 'QLoRA' || self.tuning.quantization.bits != 8",
-            "message": "vLLM cannot serve an 8-bit base model as trained: set inference.engine to Swift, or inference.quantization to None",
+            "|| self.tuning.method != 'QLoRA' || (self.tuning.quantization.bits == 4 && self.tuning.quantization.type == 'nf4')",
+            "message": "vLLM serves a base model as trained in 4 bits of type nf4 only: set inference.engine to Swift, or inference.quantization to None",
             "fieldPath": ".inference.engine",
         },
         {
             "rule": "!has(self.inference) || self.inference.quantization != 'Merged' || !has(self.evaluation) || !self.evaluation.notWorseThanBase",
             "fieldPath": ".evaluation",
             "message": NO_BASE,
+        },
+        {
+            "rule": "!has(self.inference) || self.inference.strategy.type != 'Recreate' || !has(self.evaluation) || !self.evaluation.notWorseThanCurrent",
+            "fieldPath": ".evaluation",
+            "message": NO_CURRENT,
         },
     )
     model: ModelSpec = Field(description="The base model.")

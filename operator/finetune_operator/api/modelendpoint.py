@@ -10,7 +10,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult, F
 from finetune_runtime.contract.spec import ModelSpec, Storage, rules
 
 from .meta import NAME_RULES, Condition
-from .serving import NO_BASE, AdapterLoading, AdapterName, Engine, ServedName, ServingQuantization, ServingResources, Strategy
+from .serving import NO_BASE, NO_CURRENT, AdapterLoading, AdapterName, Engine, ServedName, ServingQuantization, ServingResources, Strategy
 
 
 class Candidate(Model):
@@ -39,6 +39,11 @@ class ModelEndpointSpec(Model):
 
     model_config = rules(
         {"rule": "self.quantization != 'Merged' || !has(self.gate) || !self.gate.notWorseThanBase", "fieldPath": ".gate", "message": NO_BASE},
+        {
+            "rule": "self.strategy.type != 'Recreate' || self.adapterLoading == 'Live' || !has(self.gate) || !self.gate.notWorseThanCurrent",
+            "fieldPath": ".gate",
+            "message": NO_CURRENT,
+        },
         {
             "rule": "self.quantization != 'Merged' || size(self.adapters) == 0",
             "message": "merged weights are one model: set spec.quantization to AsTrained or None, or give each adapter an endpoint of its own",

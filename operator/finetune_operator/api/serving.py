@@ -73,6 +73,10 @@ AdapterLoading = Annotated[
         "and go, in seconds and without a spare GPU; what else of the spec changes is new pods as before. Live needs engine vLLM."
     ),
 ]
+NO_CURRENT = (
+    "notWorseThanCurrent needs pods of the version that has the traffic, which strategy Recreate ends before the new one is asked: "
+    "use notWorseThanBase or minPassRate, or another strategy"
+)
 NO_BASE = "notWorseThanBase needs the base model beside the adapter, which quantization Merged does not serve: use notWorseThanCurrent"
 
 

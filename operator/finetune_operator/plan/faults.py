@@ -41,6 +41,11 @@ def refusal(words: Iterable[str]) -> str:
     return f"the API server refuses {'; '.join(words)}. Correct what it names, here or in the cluster; it goes on by itself"
 
 
+def ending(pod: PodView) -> str:
+    """That a pod has to end first, and what to do when it never does."""
+    return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end. If that node is lost for good, delete its Node object"
+
+
 def waiting(pod: PodView) -> Fault | None:
     """Why a pod does not start; None when it is on its way."""
     if pod.waiting_reason in _PULL:

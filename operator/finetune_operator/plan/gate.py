@@ -11,7 +11,7 @@ from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 
 from .adapters import served
-from .faults import result, waiting
+from .faults import ending, result, waiting
 from .step import RESULT_PATIENCE
 from .versions import Question, Target
 
@@ -111,7 +111,7 @@ def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Ve
     # One at a time: questions of two at once would slow each other down, and latencies count.
     busy = next((p for p in pods if p.step == names.EVALUATE and p.alive and (job is None or p.parent != job.name)), None)
     if busy or (job and job.deleting):
-        return Verdict(Gate.WAIT, Reason.EVALUATING, "an older evaluation is ending")
+        return Verdict(Gate.WAIT, Reason.EVALUATING, ending(busy) if busy else "an older evaluation is ending")
     if job is None:
         return Verdict(Gate.ASK)
     mine = [p for p in pods if p.parent == job.name]
@@ -129,4 +129,6 @@ def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Ve
     pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
     if pod and (fault := waiting(pod)):
         return Verdict(Gate.WAIT, fault.reason, f"evaluation pod {pod.name}: {fault.message}")
+    if pod and pod.deleting:
+        return Verdict(Gate.WAIT, Reason.EVALUATING, ending(pod))
     return Verdict(Gate.WAIT, Reason.EVALUATING, f"pod {pod.name} asks it the questions of the gate" if pod else "waiting for the evaluation's pod")

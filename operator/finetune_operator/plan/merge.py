@@ -11,7 +11,7 @@ from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import AdapterRef
 
-from .faults import Fault, result, waiting
+from .faults import Fault, ending, result, waiting
 from .step import RESULT_PATIENCE
 from .types import Body, EndpointState
 
@@ -46,7 +46,7 @@ def merge(seen: EndpointState, version: VersionStatus, now: float) -> Merge:
     job = next((j for j in seen.jobs if j.name == name and j.owner_uid == seen.owner.uid), None)
     older = next((p for p in seen.pods if p.step == names.MERGE and p.alive and (job is None or p.parent != job.name)), None)
     if older or (job and job.deleting):
-        return Merge(Stand.WAIT, _on_its_way(version, "an older merge is ending"))
+        return Merge(Stand.WAIT, _on_its_way(version, ending(older) if older else "an older merge is ending"))
     if job is None:
         return Merge(Stand.START, _on_its_way(version, "its adapter is to be merged into the base model"))
     return _stand(job, [p for p in seen.pods if p.parent == job.name], version, now)

@@ -135,17 +135,33 @@ def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: 
     if verdict.gate is Gate.OPEN and not up:
         rollout.wait(why(rollout, candidate.name))
     elif verdict.gate is Gate.OPEN:
-        passed = noted(verdict.question, candidate, verdict.result) if verdict.result and verdict.question else {}
-        if candidate.host and not candidate.public:
-            live.appoint(rollout, candidate.model_copy(update=passed))
-            rollout.wait(Fault(Reason.ROLLING_OUT, f"version {candidate.name}: its pods are told to serve it"))
-            rollout.due.append(live.LOOK_SECONDS)
-        elif canary.advance(rollout, candidate, **passed):
-            _switch(rollout, candidate, passed)
+        _let_through(rollout, candidate, verdict)
     elif verdict.gate in (Gate.CLOSED, Gate.FAILED):
         _close(rollout, candidate, target, verdict)
     else:
-        rollout.wait(Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}"))
+        _wait_for_answers(rollout, candidate, target, verdict)
+
+
+def _let_through(rollout: Rollout, candidate: VersionStatus, verdict: Verdict) -> None:
+    """The candidate has answered, and nothing speaks against it."""
+    passed = noted(verdict.question, candidate, verdict.result) if verdict.result and verdict.question else {}
+    if candidate.host and not candidate.public:
+        live.appoint(rollout, candidate.model_copy(update=passed))
+        rollout.wait(Fault(Reason.ROLLING_OUT, f"version {candidate.name}: its pods are told to serve it"))
+        rollout.due.append(live.LOOK_SECONDS)
+    elif canary.advance(rollout, candidate, **passed):
+        _switch(rollout, candidate, passed)
+
+
+def _wait_for_answers(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict) -> None:
+    """The evaluation is under way, or its pod cannot start: then for as long as the version had to answer."""
+    if verdict.gate is Gate.ASK:
+        candidate = rollout.versions.again(candidate)
+    fault = Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}")
+    if fault.reason == Reason.EVALUATING:
+        rollout.wait(fault)
+    else:
+        _in_time(rollout, candidate, target, fault)
 
 
 def watch(rollout: Rollout, asked: str) -> bool:

@@ -174,6 +174,34 @@ def test_a_result_that_says_no_counts_whatever_the_pods_do_meanwhile() -> None:
     assert (story.roles(), story.progress()) == ({"b": "Rejected"}, ("False", "GateClosed"))
 
 
+def test_an_evaluation_that_cannot_start_is_waited_for_as_long_as_a_version_has_to_answer() -> None:
+    story = Gated(strategy={"type": "Recreate", "timeoutSeconds": 600})
+    old = story.serving("a")
+    story.spec["gate"] = GATE
+    story.spec["candidate"] = candidate("b")
+    story.look()
+    story.look(590)
+    story.up("b")
+    story.look()
+    [job] = story.jobs
+    missing = 'secret "judge" not found'
+    story.pods = [serving_pod(job, step="Evaluate", waiting_reason="CreateContainerConfigError", waiting_message=missing)]
+    story.look(590)
+    assert (story.progress(), story.replicas[old]) == (("True", "SecretNotFound"), 0)
+    story.look(20)
+    assert (story.traffic(), story.roles(), story.replicas[old]) == (old, {"a": "Current", "b": "Rejected"}, 1)
+    assert 'Secret "judge" does not exist' in story.version("b")["message"]
+
+
+def test_an_evaluation_whose_pod_is_on_a_lost_node_is_named_with_the_cure() -> None:
+    story = Gated(gate=GATE)
+    job = story.asked()
+    story.pods = [serving_pod(job, step="Evaluate", running=True, deleting=True)]
+    story.look()
+    told = next(c["message"] for c in story.status["conditions"] if c["type"] == "Progressing")
+    assert "on node n1 to end. If that node is lost for good, delete its Node object" in told
+
+
 def test_an_evaluation_whose_version_answers_nobody_any_more_is_made_anew() -> None:
     story = Gated(gate=GATE)
     job = story.asked()
