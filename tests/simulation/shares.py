@@ -25,6 +25,7 @@ class Steps:
     """What is remembered of one endpoint's route."""
 
     since: dict[str, float] = field(default_factory=dict)  # when a version came to its share
+    given: dict[str, int] = field(default_factory=dict)  # shares by the operator; what others make of them is put right, and is no step
 
 
 class Shares:
@@ -45,15 +46,15 @@ class Shares:
             return
         weights, before = weights_of(route), weights_of(old)
         self._world.note("route", f"{route['metadata']['name']}: " + " ".join(f"{v[-8:]}={w}" for v, w in weights.items()))
-        if self._process.cluster.acting:
-            self._whole(weights)
-            self._goes_to(endpoint, weights, before)
-            self._lasts(endpoint, weights, before)
-        steps = self._steps.setdefault(endpoint["metadata"]["uid"], Steps())
+        if not self._process.cluster.acting:
+            return
+        steps, now = self._steps.setdefault(endpoint["metadata"]["uid"], Steps()), self._world.now
+        self._whole(weights)
+        self._goes_to(endpoint, weights, before)
+        self._lasts(endpoint, weights, steps)
         # One that has everything while the old version is silent goes on with its step afterwards.
-        steps.since = {
-            v: steps.since.get(v, self._world.now) if w in (100, before.get(v)) or before.get(v) == 100 else self._world.now for v, w in weights.items() if w
-        }
+        steps.since = {v: steps.since.get(v, now) if w in (100, steps.given.get(v)) or steps.given.get(v) == 100 else now for v, w in weights.items() if w}
+        steps.given = weights
 
     def _whole(self, weights: dict[str, int]) -> None:
         if sum(weights.values()) != 100 or min(weights.values()) < 0:
@@ -76,16 +77,16 @@ class Shares:
             if version not in current and not before.get(version):
                 self._rollouts.may_have(endpoint, version, next(iter(sorted(current)), ""))
 
-    def _lasts(self, endpoint: Raw, weights: dict[str, int], before: dict[str, int]) -> None:
+    def _lasts(self, endpoint: Raw, weights: dict[str, int], steps: Steps) -> None:
         """A share grows only when its step is over, unless somebody or the old version's silence ends the steps."""
         specs = self._rollouts.recent(endpoint)
         if any(spec.get("version") or not spec.get("replicas", 1) or spec["strategy"]["type"] != "Canary" for spec in specs):
             return
-        steps, current = self._steps.get(endpoint["metadata"]["uid"], Steps()), {v for v, r in versions_of(endpoint).items() if r["role"] == "Current"}
+        current = {v for v, r in versions_of(endpoint).items() if r["role"] == "Current"}
         wavered = any(self._rollouts.wavered(v) for v in current)
         shortest = min(spec["strategy"]["canary"]["stepSeconds"] for spec in specs)
         for version, weight in weights.items():
-            was = before.get(version, 0)
+            was = steps.given.get(version, 0)
             if version in current or not 0 < was < weight or version not in steps.since or wavered:
                 continue
             lasted = self._world.now - steps.since[version]
