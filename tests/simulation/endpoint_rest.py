@@ -3,6 +3,7 @@
 from finetune_operator import clock
 from finetune_operator.api.modelendpoint import ModelEndpointSpec
 from finetune_operator.names import LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, evaluation_config
+from finetune_operator.plan.rollout import MAX_RESTARTS
 from finetune_operator.plan.versions import WITH_PODS, version_of
 from finetune_runtime.contract.config import AdapterRef
 
@@ -83,7 +84,9 @@ class EndpointRest:
             replicas = found["spec"]["replicas"] if found else 0
             if record["role"] == "Previous" and replicas < min(1, spec["replicas"]):
                 fail("rollback stays possible", f"previous version {version} has {replicas} pods")
-            if record["role"] == "Current" and replicas != spec["replicas"]:
+            # Where nobody wants pods one is there for as long as a candidate has to show in it that it answers.
+            shown = int(any(other["role"] == "Candidate" and place_of(other) == place_of(record) for other in records.values()))
+            if record["role"] == "Current" and replicas not in (spec["replicas"], max(spec["replicas"], shown)):
                 fail("an endpoint keeps answering", f"version {version} has the traffic and {replicas} pods, spec.replicas is {spec['replicas']}")
         current = next((v for v, record in records.items() if record["role"] == "Current"), "")
         service = self._api.get("Service", key_of(raw))
@@ -105,7 +108,8 @@ class EndpointRest:
             return self._stuck(raw, progress, next((v for v in records.values() if v["role"] == "Candidate"), None))
         match progress["reason"]:
             case "UpToDate":
-                return "" if any(v["role"] == "Current" for v in mine) else "another version is wanted than the one with the traffic"
+                known = any(v["role"] == "Current" for v in (mine if pin or proposed else records.values()))
+                return "" if known else "another version is wanted than the one with the traffic"
             case "NoVersion":
                 return "" if not (pin or proposed) else "there is a version to roll out"
             case "VersionNotFound":
@@ -156,15 +160,20 @@ class EndpointRest:
         if gives_up and overdue > SLACK and not asked and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
+        shared = "host" in candidate  # its pods may be in the state that another adapter has left them in, where nobody gives up
         waits = {
-            "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute",
-            # A pod of a host may have been started so often for others that the model leaves it where it is.
-            "CrashLoop": (nature.kind != "good" and not gives_up) or "host" in candidate, "FetchFailed": nature.kind == "unreadable" and not gives_up,
+            "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute" or self._worn(raw, candidate),
+            "CrashLoop": (nature.kind != "good" and not gives_up) or shared, "FetchFailed": (nature.kind == "unreadable" or shared) and not gives_up,
             "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
             "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw), "Merging": self._held(raw),
             "GatewayAPIMissing": not self._gateway.installed, "RouteRefused": self._gateway.refuses, "LostReadiness": not gives_up,
         }  # fmt: skip
         return "" if waits.get(reason) else f"nothing holds {candidate['name']} up"
+
+    def _worn(self, raw: Raw, candidate: Raw) -> bool:
+        """Whether a pod that it shares has been started so often for others that the model leaves it where it is."""
+        pods = self._api.select("Pod", raw["metadata"]["namespace"], f"{LABEL_VERSION}={place_of(candidate)}") if "host" in candidate else []
+        return any(status.get("restartCount", 0) >= MAX_RESTARTS for p in pods for status in p["status"].get("containerStatuses") or ())
 
     def _held(self, raw: Raw) -> bool:
         """Whether somebody has suspended the evaluation or the merge."""
