@@ -13,7 +13,7 @@ demo: venv ## From nothing to a tuned chat answer on a real cluster on this mach
 	@tests/fixtures/smollm2.sh
 	@$(PY) hack/demo.py
 
-test: ## All checks: lint, types, layers, generated files, unit, integration, runtime, end to end
+test: ## What CI runs: lint, types, layers, generated files, unit, simulation, runtime, integration, crash, end to end; not e2e-kueue, test-rollout, GPU
 	@hack/test.sh
 
 ##@ Checks one by one
@@ -48,7 +48,7 @@ gpu: ## The data plane on a CUDA GPU; needs the trainer's packages and VERSITYGW
 	@python3 -m pytest -c tests/runtime/pytest.ini --rootdir . tests/gpu
 bench-gpu: ## Training speed and memory beside plain ms-swift and Unsloth, on a CUDA GPU; BENCH='--cards 8 12 24', see docs/benchmarks.md
 	@python3 -m hack.bench.gpu $(BENCH)
-prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='exactness learning predictions step-down shutdown'
+prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='exactness learning predictions step-down shutdown', or two-gpus
 	@python3 -m hack.bench.gpu.prove $(or $(PROOFS),exactness learning predictions step-down shutdown)
 prove-real-text: venv ## On the CPU, an hour: SmolLM2-135M on real text ends at the same loss on the fast path and without
 	@hack/bench/real-text.sh
@@ -66,7 +66,7 @@ test-rollout: venv ## An endpoint rolls forward and back under traffic on the de
 .PHONY: cluster-up cluster-down cluster-status kubeconfig stack demo-down
 cluster-up: ## Start a single-node Kubernetes on this machine
 	@$(DEVCLUSTER)/install && $(DEVCLUSTER)/build && $(DEVCLUSTER)/up
-cluster-down: ## Stop it; nothing is left behind
+cluster-down: ## Stop it: no process, mount or namespace stays; images and caches stay in ~/.cache/finetune-operator
 	@$(DEVCLUSTER)/down
 cluster-status: ## What runs in it
 	@$(DEVCLUSTER)/status
@@ -74,7 +74,7 @@ kubeconfig: ## Path for KUBECONFIG
 	@$(DEVCLUSTER)/kubeconfig
 stack: venv ## Cluster, images, S3 server and operator, brought up to date
 	@hack/stack.sh
-demo-down: cluster-down ## End the demo: the cluster and everything in it
+demo-down: cluster-down ## End the demo: the cluster and everything in it; images and caches stay, as with cluster-down
 
 ##@ Making things
 .PHONY: venv images generate lock format clean-cache
