@@ -117,6 +117,12 @@ REFUSED_JOBS = [
         id="an 8-bit base on vLLM",
     ),
     pytest.param(
+        {"tuning": {"quantization": {"type": "fp4"}}, "inference": {}},
+        "spec.inference.engine",
+        "set inference.engine to Swift, or inference.quantization to None",
+        id="an fp4 base on vLLM",
+    ),
+    pytest.param(
         {"ttlSecondsAfterFinished": 60, "inference": {}},
         "spec.ttlSecondsAfterFinished",
         "would delete the endpoint together with the job: name the endpoint with inference.endpoint",

@@ -171,7 +171,10 @@ def test_pods_that_the_api_server_refuses_are_named_and_the_version_that_serves_
     mine.answer("a")
     assert (mine.traffic(), mine.status()["versions"][0]["role"]) == (old, "Current")
     mine.edit(resources={"tolerations": [{"key": "gpu", "operator": "Exists"}]})
-    wait("a new version", lambda: mine.version("a").get("role") == "Current" and len(mine.status()["versions"]) > 1)
+    versions = wait(
+        "the corrected version", lambda: [v["name"] for v in mine.status()["versions"] if v["role"] == "Candidate" and mine.here.get("deployment", v["name"])]
+    )
+    wait("its pods", lambda: mine.here.items("pods", f"finetune.dev/version={versions[0]}"), 60)
 
 
 def test_what_others_do_to_its_objects_is_put_right(mine: Endpoint) -> None:

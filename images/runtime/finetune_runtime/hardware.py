@@ -13,7 +13,6 @@ _PROBE_SECONDS = 300  # the first import of torch from a cold disk takes minutes
 _PROBE = """
 import importlib.util, json, torch
 cuda = torch.cuda.is_available()
-on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 print(json.dumps({
     "torch": torch.__version__,
     "cuda": torch.version.cuda or "none",
@@ -21,7 +20,8 @@ print(json.dumps({
         [torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory, torch.cuda.mem_get_info(i)[0]]
         for i in range(torch.cuda.device_count())
     ] if cuda else [],
-    "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False) if cuda else on_cpu,
+    "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False) if cuda
+    else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
     "liger": importlib.util.find_spec("liger_kernel") is not None,
 }))
 """

@@ -41,9 +41,9 @@ def refusal(words: Iterable[str]) -> str:
     return f"the API server refuses {'; '.join(words)}. Correct what it names, here or in the cluster; it goes on by itself"
 
 
-def ending(pod: PodView) -> str:
+def ending(pod: PodView, why: str = "") -> str:
     """That a pod has to end first, and what to do when it never does."""
-    return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end. If that node is lost for good, delete its Node object"
+    return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end{why}. If that node is lost for good, delete its Node object"
 
 
 def waiting(pod: PodView) -> Fault | None:

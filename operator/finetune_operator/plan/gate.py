@@ -109,7 +109,7 @@ def _verdict(found: EvaluationResult) -> Verdict:
 def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Verdict:
     """Where the Kubernetes Job of an evaluation stands. Only a result that says so passes a version."""
     # One at a time: questions of two at once would slow each other down, and latencies count.
-    busy = next((p for p in pods if p.step == names.EVALUATE and p.alive and (job is None or p.parent != job.name)), None)
+    busy = next((p for p in pods if p.step == names.EVALUATE and p.alive and (job is None or job.deleting or p.parent != job.name)), None)
     if busy or (job and job.deleting):
         return Verdict(Gate.WAIT, Reason.EVALUATING, ending(busy) if busy else "an older evaluation is ending")
     if job is None:

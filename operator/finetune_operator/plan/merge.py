@@ -44,7 +44,7 @@ def merge(seen: EndpointState, version: VersionStatus, now: float) -> Merge:
     """Where the merge of a version stands. Only a result that names what was committed ends it well."""
     name = names.merge_job(seen.owner.name, version.name)
     job = next((j for j in seen.jobs if j.name == name and j.owner_uid == seen.owner.uid), None)
-    older = next((p for p in seen.pods if p.step == names.MERGE and p.alive and (job is None or p.parent != job.name)), None)
+    older = next((p for p in seen.pods if p.step == names.MERGE and p.alive and (job is None or job.deleting or p.parent != job.name)), None)
     if older or (job and job.deleting):
         return Merge(Stand.WAIT, _on_its_way(version, ending(older) if older else "an older merge is ending"))
     if job is None:

@@ -267,7 +267,7 @@ def _in_time(rollout: Rollout, candidate: VersionStatus, target: Target, fault: 
     if left > 0:
         rollout.due.append(left)
         return
-    message = f"version {candidate.name} did not answer within {strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {fault.message}"
+    message = f"version {candidate.name} was not ready for users within {strategy.timeout_seconds} s (spec.strategy.timeoutSeconds): {fault.message}"
     _reject(rollout, candidate, target, Fault(Reason.NOT_READY_IN_TIME, message))
 
 

@@ -12,7 +12,7 @@ from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
 
-from .faults import Failure, failure, result, waiting
+from .faults import Failure, ending, failure, result, waiting
 
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
@@ -160,8 +160,7 @@ def _missing(view: StepView, recorded: Attempt | None, now: float) -> StepState:
         state = StepState(Stand.START, 1, Reason.PENDING, "", by_absence=True)
     busy = next((p for p in view.pods if p.alive), None)
     if state.stand is Stand.START and busy:
-        message = f"waiting for pod {busy.name} on node {busy.node or '(none)'} to end: two pods must never work on one job. "
-        message += "If that node is lost for good, delete its Node object"
+        message = ending(busy, ": two pods must never work on one job")
         return replace(state, stand=Stand.WAIT, number=recorded.number if recorded else 1, reason=Reason.TERMINATING, message=message)
     return state
 
