@@ -9,8 +9,8 @@ from . import names
 from .api import API_VERSION
 from .api.meta import Owner
 from .build.endpoint import proposed_name
-from .kube import AlreadyExistsError, Cluster, RefusedError, ref_of
-from .observe import owner_uid
+from .kube import AlreadyExistsError, Cluster, GoneError, RefusedError, ref_of
+from .observe import controller
 from .plan.types import Body, Plan, Ref
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
@@ -59,7 +59,7 @@ class Applier:
         due = [
             (body, found)
             for body in plan.apply
-            if not self._known(namespace, body) and (found := await self._look(body, namespace, uid, conflicts)) is not None
+            if not self._known(namespace, body) and (found := await self._look(body, owner, conflicts)) is not None
         ]
         if conflicts:
             return outcome
@@ -68,7 +68,7 @@ class Applier:
         for ref, change in plan.patch:
             await self._cluster.patch(ref, namespace, change)
         for body in plan.create:
-            await self._try(self._create(body, namespace, uid, conflicts), body, plan, outcome)
+            await self._try(self._create(body, owner, conflicts), body, plan, outcome)
         for body in plan.propose:
             await self._try(self._cluster.apply(body, names.candidate_manager(proposed_name(body))), body, plan, outcome)
         for ref in plan.delete:
@@ -94,16 +94,16 @@ class Applier:
         known, since = self._applied.get((namespace, ref_of(body)), ({}, 0.0))
         return known == body and 0 <= self._clock() - since < TRUST
 
-    async def _look(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> Body | None:
+    async def _look(self, body: Body, owner: Owner, conflicts: list[str]) -> Body | None:
         """The object as it is, empty when there is none; None when it is somebody else's, which is noted."""
-        found = await self._cluster.get(ref_of(body), namespace)
-        return (found or {}) if self._is_ours(body, found, uid, conflicts) else None
+        found = await self._cluster.get(ref_of(body), owner.namespace)
+        return (found or {}) if self._is_ours(body, found, owner, conflicts) else None
 
-    async def _create(self, body: Body, namespace: str, uid: str, conflicts: list[str]) -> None:
+    async def _create(self, body: Body, owner: Owner, conflicts: list[str]) -> None:
         try:
             await self._cluster.create(body)
         except AlreadyExistsError:
-            self._is_ours(body, await self._cluster.get(ref_of(body), namespace), uid, conflicts)
+            self._is_ours(body, await self._cluster.get(ref_of(body), owner.namespace), owner, conflicts)
 
     async def _apply(self, body: Body, namespace: str, found: Body) -> None:
         # With its UID: what was deleted and made anew by somebody since we looked is not written to.
@@ -114,13 +114,17 @@ class Applier:
         self._applied[namespace, ref_of(body)] = (body, now)
 
     @staticmethod
-    def _is_ours(body: Body, found: Body | None, uid: str, conflicts: list[str]) -> bool:
-        """Whether an object is ours or missing; else it is noted as a conflict.
+    def _is_ours(body: Body, found: Body | None, owner: Owner, conflicts: list[str]) -> bool:
+        """Whether an object is ours or missing; else it is noted as a conflict. Raises GoneError for one that goes with a predecessor of our owner.
 
         An object without any controller counts as ours only where we would make one without: a named endpoint.
         """
-        expected = uid if body["metadata"].get("ownerReferences") else ""
-        if found is None or owner_uid(found) == expected:
+        expected = owner.uid if body["metadata"].get("ownerReferences") else ""
+        holder = controller(found or {})
+        if found is None or holder.get("uid", "") == expected:
             return True
-        conflicts.append(f"{body['kind']} {body['metadata']['name']}")
+        name = f"{body['kind']} {body['metadata']['name']}"
+        if (holder.get("apiVersion"), holder.get("kind"), holder.get("name")) == (API_VERSION, owner.kind, owner.name):
+            raise GoneError(409, f"{name} goes with the {owner.kind} of this name that was deleted before")
+        conflicts.append(name)
         return False

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = 30  # seconds for one request
 _REFUSED = (400, 422)
 UNDECLARED = "field not declared in schema"  # in the API server's words
+ANOTHER = "metadata.uid: Invalid value"  # likewise: an object of that name exists, and is not the one whose UID was applied
 
 
 class ApiError(Exception):
@@ -34,6 +35,10 @@ class AlreadyExistsError(ApiError):
     """An object of that name exists."""
 
 
+class StaleError(ApiError):
+    """The object has changed since it was read: what was decided on it has to be decided again."""
+
+
 class GoneError(ApiError):
     """The object that was meant does not exist any more, or is another one of the same name, or its namespace is going."""
 
@@ -43,6 +48,14 @@ def _reason(error: DynamicApiError) -> str:
         return str(json.loads(error.body or "")["message"])
     except (TypeError, ValueError, KeyError):
         return str(error.reason)
+
+
+def _conflict(reason: str) -> ApiError:
+    if "already exists" in reason:
+        return AlreadyExistsError(409, reason)
+    if "uid" in reason.lower():
+        return GoneError(409, reason)
+    return (StaleError if "has been modified" in reason else ApiError)(409, reason)
 
 
 async def login() -> client.ApiClient:
@@ -82,14 +95,13 @@ class Cluster:
         except NotFoundError as error:
             raise GoneError(404, _reason(error)) from error
         except ConflictError as error:
-            kind = AlreadyExistsError if "already exists" in _reason(error) else GoneError if "uid" in _reason(error).lower() else ApiError
-            raise kind(409, _reason(error)) from error
+            raise _conflict(_reason(error)) from error
         except ForbiddenError as error:
             gone = "is being terminated" in _reason(error)
             raise (GoneError if gone else RefusedError)(403, _reason(error)) from error
         except DynamicApiError as error:
-            refused = error.status in _REFUSED
-            raise (RefusedError if refused else ApiError)(error.status or 0, _reason(error)) from error
+            kind = GoneError if ANOTHER in _reason(error) else RefusedError if error.status in _REFUSED else ApiError
+            raise kind(error.status or 0, _reason(error)) from error
         except (ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, f"{type(error).__name__} {error}") from error
         result: Body = answer.to_dict()
@@ -116,9 +128,11 @@ class Cluster:
         """Server-side apply; the fields in `body` become ours."""
         return await self._call("server_side_apply", ref_of(body), body["metadata"]["namespace"], body=body, field_manager=manager, force_conflicts=True)
 
-    async def apply_status(self, ref: Ref, namespace: str, uid: str, status: Body, manager: str) -> Body:
-        """Server-side apply of a whole status. Raises GoneError when the object is not the one of that UID any more."""
-        body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name, "namespace": namespace, "uid": uid}, "status": status}
+    async def apply_status(self, ref: Ref, namespace: str, resource_version: str, status: Body, manager: str) -> Body:
+        """Server-side apply of a whole status to an object as it was read. Raises StaleError when it has changed since, or is another one of the same name."""
+        # The API server looks at no UID in a status that is applied (v1.37): only the resource version keeps it off a successor.
+        meta = {"name": ref.name, "namespace": namespace, "resourceVersion": resource_version}
+        body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": meta, "status": status}
         try:
             return await self._call(
                 "server_side_apply", ref, namespace, subresource="status", body=body, name=ref.name, field_manager=manager, force_conflicts=True
@@ -128,7 +142,7 @@ class Cluster:
                 raise
             log.warning("the CustomResourceDefinition of %s is older than this operator, apply that of its version: %s", ref.kind, error)
             # Server-side apply refuses fields that the CRD does not have; this drops them.
-            change = [{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": "/status", "value": status}]
+            change = [{"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version}, {"op": "add", "path": "/status", "value": status}]
             return await self._call("patch", ref, namespace, subresource="status", name=ref.name, body=change, content_type="application/json-patch+json")
 
     async def patch(self, ref: Ref, namespace: str, body: Body) -> None:

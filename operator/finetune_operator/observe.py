@@ -135,10 +135,15 @@ def _conditions(raw: Raw) -> dict[str, Raw]:
     return {c["type"]: c for c in (raw.get("status") or {}).get("conditions") or []}
 
 
+def controller(raw: Raw) -> Raw:
+    """Owner reference of the controller of an object; empty when it has none."""
+    owners = raw.get("metadata", {}).get("ownerReferences") or []
+    return next((o for o in owners if o.get("controller")), {})
+
+
 def owner_uid(raw: Raw) -> str:
     """UID of the controller of an object; empty when it has none."""
-    owners = raw["metadata"].get("ownerReferences") or []
-    return next((str(o["uid"]) for o in owners if o.get("controller")), "")
+    return str(controller(raw).get("uid", ""))
 
 
 def job_view(raw: Raw) -> JobView:

@@ -17,7 +17,7 @@ from .apply import Applier
 from .build.endpoint import endpoint_name
 from .children import Children, Offspring, Store
 from .fleet import Fleet
-from .kube import ApiError, Cluster, GoneError
+from .kube import ApiError, Cluster, GoneError, StaleError
 from .names import ANNOTATION_IGNORE_FIT, FIELD_MANAGER
 from .nodes import Nodes
 from .objects import Key, Objects
@@ -102,6 +102,8 @@ class Reconciler:
         except GoneError as error:  # it, a child or the namespace has gone since we looked: look again
             log.info("%s: %s", key, error)
             return LOOK_AGAIN
+        except StaleError:  # somebody has changed it since we looked, or it has been made anew: decide on what it is now
+            return 0.0
 
     async def _job(self, key: Key) -> float | None:
         raw = await self._objects.newest(key)
@@ -224,7 +226,7 @@ class Reconciler:
             return
         ref = Ref(API_VERSION, key.kind, key.name)
         try:
-            self._objects.learn(key, await self._cluster.apply_status(ref, key.namespace, owner.uid, plan.status, FIELD_MANAGER))
+            self._objects.learn(key, await self._cluster.apply_status(ref, key.namespace, raw["metadata"]["resourceVersion"], plan.status, FIELD_MANAGER))
         except GoneError:
             self._objects.unsure(key)  # the watch has yet to tell: the next round asks
             return

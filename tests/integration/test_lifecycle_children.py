@@ -99,6 +99,21 @@ def test_a_job_of_somebody_else_is_left_alone_and_waited_for(operator: Operator,
     assert [line for line in history.milestones() if line != "Training Running"] == ["Pending NameConflict", "Succeeded Completed"]
 
 
+def test_what_goes_with_a_predecessor_of_the_same_name_is_waited_for_and_is_nobody_elses(operator: Operator, here: Namespace, history: History) -> None:
+    here.apply(finetunejob())
+    here.pod("Prepare")
+    here.rest.merge("jobs", "support-prep-1", {"metadata": {"finalizers": ["example.org/hold"]}})
+    here.rest.delete("finetunejob", "support")
+    wait("the garbage collector has come", lambda: "deletionTimestamp" in here.get("job", "support-prep-1")["metadata"])
+    here.apply(finetunejob())
+    time.sleep(1)
+    here.rest.merge("jobs", "support-prep-1", {"metadata": {"finalizers": None}})
+    prepared(here)
+    here.end(name_of(here.pod("Train")), 0, TRAINED)
+    phase(here, "Succeeded")
+    assert not [line for line in history.milestones() if "NameConflict" in line]
+
+
 def test_jobs_whose_names_look_like_each_others_children_do_not_meet(operator: Operator, here: Namespace) -> None:
     names = ("a", "a-train-1", "a-prep-1", "a-config")
     here.apply(*(finetunejob(name, inference={}) for name in names))

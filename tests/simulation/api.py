@@ -7,7 +7,7 @@ holds an older one (a lagging watch) holds it at no cost.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from finetune_operator.kube import AlreadyExistsError, ApiError, GoneError
+from finetune_operator.kube import AlreadyExistsError, ApiError, GoneError, StaleError
 
 from .world import World
 
@@ -148,13 +148,13 @@ class Api:
         meta = {"labels": labels} if labels else {}
         return self.update(old, spec=body.get("spec"), meta=meta, **sections) or old
 
-    def apply_status(self, kind: str, key: Key, uid: str, status: Raw) -> Raw:
-        """Server-side apply of the whole status."""
+    def apply_status(self, kind: str, key: Key, version: str, status: Raw) -> Raw:
+        """Server-side apply of the whole status to a resource version."""
         old = self.get(kind, key)
         if old is None:
             raise GoneError(404, f"{kind} {key[1]} not found")
-        if old["metadata"]["uid"] != uid:
-            raise GoneError(409, "Precondition failed: UID in precondition")
+        if old["metadata"]["resourceVersion"] != version:
+            raise StaleError(409, "the object has been modified; please apply your changes to the latest version and try again")
         return self.update(old, status=status) or old
 
     def delete(self, kind: str, key: Key, *, foreground: bool = False, grace: float | None = None) -> bool:

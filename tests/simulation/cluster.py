@@ -116,9 +116,9 @@ class ModelCluster(Cluster):
 
         return await self._ask(f"apply {body['kind']} {body['metadata']['name']}", do, write=True)
 
-    async def apply_status(self, ref: Ref, namespace: str, uid: str, status: Body, manager: str) -> Body:  # noqa: ARG002  fields have one owner in this model
+    async def apply_status(self, ref: Ref, namespace: str, resource_version: str, status: Body, manager: str) -> Body:  # noqa: ARG002  fields have one owner here
         what = f"status {ref.kind} {ref.name} {status.get('phase', '')} {status.get('reason', '')}"
-        return await self._ask(what, lambda: self._api.apply_status(ref.kind, (namespace, ref.name), uid, status), write=True)
+        return await self._ask(what, lambda: self._api.apply_status(ref.kind, (namespace, ref.name), resource_version, status), write=True)
 
     async def patch(self, ref: Ref, namespace: str, body: Body) -> None:
         try:

@@ -162,13 +162,18 @@ class EndpointRest:
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         shared = "host" in candidate  # its pods may be in the state that another adapter has left them in, where nobody gives up
         waits = {
-            "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or nature.kind == "mute" or self._worn(raw, candidate),
+            "Starting": self._servers.broken or nature.kind == "mute", "RollingOut": self._servers.broken or self._mute(raw, candidate) or self._worn(raw, candidate),
             "CrashLoop": (nature.kind != "good" and not gives_up) or shared, "FetchFailed": (nature.kind == "unreadable" or shared) and not gives_up,
             "Unschedulable": full or "gpu" in missing, "VolumeNotFound": "claim" in missing, "SecretNotFound": "secret" in missing,
             "ImagePullFailed": "image" in missing, "Evaluating": self._held(raw), "Recreating": self._ending(raw), "Merging": self._held(raw),
             "GatewayAPIMissing": not self._gateway.installed, "RouteRefused": self._gateway.refuses, "LostReadiness": not gives_up,
         }  # fmt: skip
         return "" if waits.get(reason) else f"nothing holds {candidate['name']} up"
+
+    def _mute(self, raw: Raw, candidate: Raw) -> bool:
+        """Whether an adapter never answers that its pods load: its own, or one of a version that shares them and has been taken over at no replicas."""
+        together = (v for v in versions_of(raw).values() if v["role"] in WITH_PODS and place_of(v) == place_of(candidate))
+        return any(self._servers.adapters.of(digest).kind == "mute" for v in together for digest in digests(recorded(v)).values())
 
     def _worn(self, raw: Raw, candidate: Raw) -> bool:
         """Whether a pod that it shares has been started so often for others that the model leaves it where it is."""
