@@ -56,11 +56,7 @@ class Applier:
         namespace, uid = owner.namespace, owner.uid
         outcome = Outcome()
         conflicts = outcome.conflicts
-        due = [
-            (body, found)
-            for body in plan.apply
-            if not self._known(namespace, body) and (found := await self._look(body, owner, conflicts)) is not None
-        ]
+        due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, conflicts)) is not None]
         if conflicts:
             return outcome
         for body, found in due:
