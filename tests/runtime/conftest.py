@@ -132,7 +132,7 @@ def commit_rows(prepared: tuple[Path, Manifest], store: Store, tmp_path: Path) -
     def commit(config: JobConfig, **rows: list[list[dict[str, str]]]) -> None:
         directory, manifest = prepared
         dataset = tmp_path / "rows"
-        shutil.copytree(directory, dataset)
+        shutil.copytree(directory, dataset, dirs_exist_ok=True)
         for name, conversations in rows.items():
             (dataset / f"{name}.jsonl").write_text("".join(f"{json.dumps({'messages': messages})}\n" for messages in conversations))
         artefacts.commit(store, dataset, f"{config.prefix}/{DATASET_DIR}", manifest.model_copy(update={"config_hash": config.config_hash()}))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune_runtime.contract.fast_path import FastPlan
-from finetune_runtime.fastpath.batch import Shapes, prepare, shapes
+from finetune_runtime.fastpath.batch import Shapes, first, prepare, shapes
 from tests.runtime.fast_models import error, fast, make, plain, rows
 
 IDS = torch.tensor([[11, 12, 13, 14], [21, 22, 0, 0]])
@@ -41,6 +41,13 @@ def test_rows_that_are_packed_already_end_where_positions_begin_again() -> None:
     packed = {"input_ids": torch.tensor([[11, 12, 13, 14, 21, 22]]), "labels": torch.tensor([[-100, 12, 13, 14, 21, 22]])}
     found = made(packed | {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1]])})
     assert (found["bounds"], found["trained"], found["labels"]) == ([0, 4, 6], [0, 1, 2, 4], [12, 13, 14, 22])
+
+
+def test_the_first_tokens_of_a_batch_are_what_it_is_with_the_others_untrained() -> None:
+    batch = {"input_ids": IDS, "labels": LABELS, "attention_mask": MASK}
+    wanted = made(batch | {"labels": torch.stack([LABELS[0], torch.full_like(LABELS[1], -100)])})
+    found = first(prepare(batch, None, None), 3)
+    assert {name: found[name].tolist() for name in ("trained", "labels", "scale")} == {name: wanted[name] for name in ("trained", "labels", "scale")}
 
 
 def plan(**values: int) -> FastPlan:

@@ -71,6 +71,11 @@ def prepare(batch: Batch, graphs: Shapes | None, embedding: torch.Tensor | None)
     return result
 
 
+def first(part: Batch, tokens: int) -> Batch:
+    """A part made by `prepare` without graphs whose loss is that of its first so many trained tokens, at least one."""
+    return part | {"trained": part["trained"][:tokens], "labels": part["labels"][:tokens], "scale": torch.full_like(part["scale"], 1 / tokens)}
+
+
 def rows_of(batch: Batch) -> Rows:
     return Rows(batch["rows"], batch.get("bounds"), batch.get("longest", 0))
 

@@ -23,6 +23,7 @@ from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
 from finetune_runtime.train.plugin import ranks
 from finetune_runtime.train.plugin.answering import SECONDS, ask
+from finetune_runtime.train.plugin.evaluation import weigh_by_tokens
 from finetune_runtime.train.signals import handle_here_only
 from finetune_runtime.train.staging import stage
 
@@ -52,6 +53,7 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         for module in self.trainer.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+        weigh_by_tokens(self.trainer)
         # Only now is there something to save. Before, SIGTERM ends the process at once, as it should.
         handle_here_only(signal.SIGTERM, self._on_sigterm)
         self._send(Kind.BEGIN, state)
