@@ -12,6 +12,8 @@ from finetune_runtime.contract.artefact import CHAT_TEMPLATE_FILE, PARITY_FILE
 from finetune_runtime.contract.result import Exit, Reason, StepError
 from finetune_runtime.contract.spec import Tuning
 
+from .divergence import broken
+
 _FILES = ("adapter_model.safetensors", "adapter_config.json", "args.json")
 _OPTIONAL = ("additional_config.json",)
 _PACKAGES = ("ms-swift", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -30,13 +32,15 @@ def assemble(checkpoint: Path, dataset: Path, destination: Path, model_source: s
     _name_base_model(destination / "adapter_config.json", model_source)
 
 
-def prove_end(checkpoint: Path, *, stopped_early: bool) -> None:
-    """Proves that the checkpoint is the end of a training that went well. Raises StepError TrainingCrashed."""
+def prove_end(checkpoint: Path, *, stopped_early: bool, loss_scaling: bool) -> None:
+    """Proves that the checkpoint is the end of a training that went well. `loss_scaling`: see `broken`. Raises StepError TrainingCrashed."""
     state = _state(checkpoint)
     step, total = state["global_step"], state["max_steps"]
     if step != total and not stopped_early:
         raise _crashed(f"The training stopped at step {step} of {total} without saying why.")
-    last_loss(checkpoint)
+    newest = {name: value for entry in state["log_history"] for name, value in entry.items()}
+    if what := broken(newest, loss_scaling=loss_scaling):
+        raise _crashed(f"The training reached step {step}, but the {what}: lower training.learningRate.")
 
 
 def last_loss(checkpoint: Path) -> float:

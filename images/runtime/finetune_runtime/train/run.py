@@ -1,7 +1,6 @@
 """State of one run: what is trained with which micro-batch, how far it is, what of it is safe in storage."""
 
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from finetune_runtime.s3.store import Store
 
 from . import adapter, answers, command, events, fast, leftover, microbatch, report
 from .checkpoints import Staged, Uploader, best
+from .divergence import broken
 from .events import Event
 from .inputs import Start
 from .metrics import Metrics
@@ -54,6 +54,7 @@ class Run:
         self.checkpoint: Path | None = None  # local, the newest
         self._finished = False
         self.diverged = ""
+        self._loss_scaling = command.dtype(config.tuning, start.hardware) == "float16"
         candidate, self.checkpoint = start.resume or (None, None)
         micro = microbatch.initial(
             config.training.micro_batch_size, config.rows_per_gpu, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
@@ -206,7 +207,7 @@ class Run:
         if self.checkpoint is None:
             raise ValueError("there is no checkpoint: the run is not finished")
         config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
-        adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early)
+        adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early, loss_scaling=self._loss_scaling)
         step, chosen = self._chosen(self.checkpoint)
         self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss") or self.summary.eval_loss)
         self._record_command()
@@ -260,9 +261,8 @@ class Run:
         self._update(command=shlex.join(command.shown(self._config, self.command(resume=False))), versions=adapter.versions())
 
     def _on_log(self, event: Event, now: float) -> None:
-        loss = event.values.get("loss", 0.0)
-        if not math.isfinite(loss):
-            self.diverged = f"The loss became {loss} at step {event.step} of {event.total_steps}: lower training.learningRate" + (
+        if what := broken(event.values, loss_scaling=self._loss_scaling):
+            self.diverged = f"The {what} at step {event.step} of {event.total_steps}: lower training.learningRate" + (
                 ", or set tuning.quantization.computeDtype to bfloat16." if self._config.tuning.quantization.compute_dtype == "float16" else "."
             )
             return
@@ -282,6 +282,8 @@ class Run:
         )
 
     def _on_saved(self, event: Event) -> None:
+        if self.diverged:
+            return  # it was saved before the process could be ended
         staged = Path(event.path)
         # Links of our own: the trainer's rotation may take the original away, and the uploader removes the staged files.
         kept = self._scratch / KEPT

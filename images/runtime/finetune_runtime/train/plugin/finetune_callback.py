@@ -8,6 +8,7 @@ ms-swift loads it with --external_plugins and --callbacks finetune. It must neve
 
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ import torch
 from swift.callbacks import TrainerCallback, callbacks_map
 
 from finetune_runtime.train.answers import ANSWERS, PROMPTS
+from finetune_runtime.train.divergence import WEIGHTS
 from finetune_runtime.train.early_stopping import EARLY_STOPPING, Rule
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
 from finetune_runtime.train.plugin import ranks
@@ -64,6 +66,8 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             self._stop_since = self._stop_since or time.monotonic()
             control.should_save = True
             control.should_training_stop = True
+        # Whatever is saved has been logged up to its very step, so that the supervisor knows that it is sound; an evaluation may end in a save too.
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
         if control.should_save and not control.should_evaluate:
             self._send(Kind.SAVING, state)
 
@@ -87,7 +91,9 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         ranks.largest(0)  # each process has a file of its own in the checkpoint
-        if state.is_world_process_zero:
+        if not _finite(self.trainer.model):
+            self._send(Kind.LOG, state, values={WEIGHTS: math.nan})  # the supervisor ends the training
+        elif state.is_world_process_zero:
             path = stage(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._staging)
             self._send(Kind.SAVED, state, path=str(path), final=self._stopped_early or state.global_step >= state.max_steps)
 
@@ -141,6 +147,11 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             memory = max(self._memory, _reserved())
             event = Event(kind, state.global_step, state.max_steps, state.epoch or 0.0, values or {}, memory, path, final)
             self._events.write(event.encode() + "\n")
+
+
+def _finite(model: Any) -> bool:
+    """Whether all that is trained is finite: the last update may have broken it, which no loss shows yet."""
+    return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
 
 
 def _reserved() -> float:

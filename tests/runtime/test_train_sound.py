@@ -1,0 +1,57 @@
+"""What is committed is sound: no weights that are no numbers."""
+
+import os
+from collections.abc import Callable
+from math import isnan, nan
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_runtime.contract.config import JobConfig
+from finetune_runtime.contract.result import Exit, Reason
+from finetune_runtime.s3.store import Store
+from finetune_runtime.train.divergence import WEIGHTS
+from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
+from tests.runtime.support import MakeConfig, Pods, steps
+
+
+@pytest.mark.parametrize(
+    ("training", "what"),
+    [
+        pytest.param({"loggingSteps": 50}, "loss became nan", id="between two logs"),
+        pytest.param({"epochs": 1, "effectiveBatchSize": 40}, "evaluation loss became nan", id="by the very last step, whose own loss is still fine"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_never_committed(
+    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], store: Store, training: dict[str, Any], what: str
+) -> None:
+    config = job_config(training={"learningRate": "1e30", **training})
+    commit_dataset(config)
+    result = pods.start(config).end(Exit.CRASH)
+    assert (result.reason, what in result.message, "lower training.learningRate" in result.message) == (Reason.TRAINING_CRASHED, True, True), result.message
+    assert steps(store, config) == []
+
+
+@pytest.mark.parametrize("weight", [pytest.param(1.0, id="a number"), pytest.param(nan, id="none")])
+def test_only_weights_that_are_numbers_are_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    from finetune_runtime.train.plugin.finetune_callback import FinetuneCallback
+
+    reader, writer = os.pipe()
+    monkeypatch.setenv(EVENTS_FD, str(writer))
+    monkeypatch.setenv(STAGING, str(tmp_path / "staged"))
+    (tmp_path / "output/checkpoint-5").mkdir(parents=True)
+    model = torch.nn.Linear(2, 2)
+    model.weight.data[1, 1] = weight
+    args = SimpleNamespace(output_dir=str(tmp_path / "output"))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=5, max_steps=20, epoch=0.5)
+    callback = FinetuneCallback(args, SimpleNamespace(model=model))
+    callback.on_save(args, state, None)
+    event = Event.parse(os.read(reader, 4096).decode())
+    os.close(reader)
+    if isnan(weight):
+        assert (event.kind, list(event.values), list(tmp_path.glob("staged/*"))) == (Kind.LOG, [WEIGHTS], [])
+    else:
+        assert (event.kind, event.path) == (Kind.SAVED, str(tmp_path / "staged/checkpoint-5"))
