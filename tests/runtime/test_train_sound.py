@@ -1,4 +1,4 @@
-"""What is committed is sound: no weights that are no numbers."""
+"""What is committed is sound: no weights that are no numbers, and no evaluation loss of other weights."""
 
 import os
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_runtime import artefacts
 from finetune_runtime.contract.config import JobConfig
 from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
 from finetune_runtime.train.divergence import WEIGHTS
 from finetune_runtime.train.events import EVENTS_FD, STAGING, Event, Kind
-from tests.runtime.support import MakeConfig, Pods, steps
+from tests.runtime.support import CommitRows, MakeConfig, Pods, metrics, opening_hours, steps
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,22 @@ def test_only_weights_that_are_numbers_are_staged(tmp_path: Path, monkeypatch: p
         assert (event.kind, list(event.values), list(tmp_path.glob("staged/*"))) == (Kind.LOG, [WEIGHTS], [])
     else:
         assert (event.kind, event.path) == (Kind.SAVED, str(tmp_path / "staged/checkpoint-5"))
+
+
+def test_sigterm_in_the_last_evaluation_leaves_an_adapter_without_the_loss_of_another_step(
+    pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store
+) -> None:
+    training = {"epochs": 1, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 1}
+    config = job_config(training=training, checkpoints={"everySteps": 4})
+    commit_rows(config, val=[opening_hours(800)] * 20)
+    pod = pods.start(config, FINETUNE_EVALUATION_PATIENCE="1")
+    pod.wait_for("'global_step/max_steps': '2/2'")
+    pod.process.terminate()
+    train = pod.end(Exit.DONE).train
+    assert train is not None
+    assert train.adapter is not None
+    records = metrics(store, config)
+    assert [record["step"] for record in records if "evalLoss" in record] == [1], "the case needs an evaluation that takes longer than the patience"
+    adapter = artefacts.load(store, train.adapter.uri)
+    assert adapter is not None
+    assert (adapter.step, adapter.eval_loss, train.eval_loss, "evalLoss" in adapter.details) == (2, None, None, False)

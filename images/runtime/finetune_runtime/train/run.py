@@ -209,7 +209,7 @@ class Run:
         config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
         adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early, loss_scaling=self._loss_scaling)
         step, chosen = self._chosen(self.checkpoint)
-        self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss") or self.summary.eval_loss)
+        self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss"))  # None: SIGTERM came in its evaluation
         self._record_command()
         self._metrics.write(self._metrics_file)
         self.upload_report()
