@@ -15,6 +15,8 @@ from .workload import Trained, write_rows
 STEPS = 200
 BATCH = 1
 LAST = 20  # steps whose losses are averaged
+NEARLY = 0.95  # of float32's way, and of the loss that it lost, is as good as all
+STOCHASTIC = "bfloat16, stochastic"
 RATE = ("--learning_rate", "3e-6")
 
 
@@ -51,8 +53,11 @@ def runs(model: Trained, folder: Path, length: int, budget: int, steps: int = ST
     return found
 
 
-def compare(made: Sequence[Run], results: Mapping[str, Result]) -> list[dict[str, Any]]:
-    """For each side: mean loss of the last steps, and for A and B the part of float32's way that it went and how far from its end it came out."""
+def compare(made: Sequence[Run], results: Mapping[str, Result], *, judged: bool = True) -> list[dict[str, Any]]:
+    """For each side: mean loss of the last steps, and for A and B the part of float32's way that it went and how far from its end it came out.
+
+    `judged`: says whether stochastic rounding passes.
+    """
     import torch
 
     done = {run.name.removeprefix("learning: "): run for run in made if run.name in results and not results[run.name].return_code}
@@ -74,4 +79,9 @@ def compare(made: Sequence[Run], results: Mapping[str, Result]) -> list[dict[str
             off = sum(float((way[tensor] - gone[tensor]).double().square().sum()) for tensor in names) ** 0.5 / norm
             line |= {f"{part} along": round(along, 4), f"{part} off": round(off, 4)}
         lines.append(line)
+    fallen = {line["side"]: line["first"] - line["loss"] for line in lines}
+    for line in lines:
+        if line["side"] == STOCHASTIC and judged:
+            # By chance it also goes off to the sides, which costs no loss; "to nearest" only shows what is lost without.
+            line["passes"] = min(line["lora_A along"], line["lora_B along"], fallen[STOCHASTIC] / fallen["float32"]) >= NEARLY
     return lines

@@ -32,14 +32,14 @@ def assemble(checkpoint: Path, dataset: Path, destination: Path, model_source: s
     _name_base_model(destination / "adapter_config.json", model_source)
 
 
-def prove_end(checkpoint: Path, *, stopped_early: bool, loss_scaling: bool) -> None:
-    """Proves that the checkpoint is the end of a training that went well. `loss_scaling`: see `broken`. Raises StepError TrainingCrashed."""
+def prove_end(checkpoint: Path, *, stopped_early: bool) -> None:
+    """Proves that the checkpoint is the end of a training that went well. Raises StepError TrainingCrashed."""
     state = _state(checkpoint)
     step, total = state["global_step"], state["max_steps"]
     if step != total and not stopped_early:
         raise _crashed(f"The training stopped at step {step} of {total} without saying why.")
     newest = {name: value for entry in state["log_history"] for name, value in entry.items()}
-    if what := broken(newest, loss_scaling=loss_scaling):
+    if what := broken(newest):
         raise _crashed(f"The training reached step {step}, but the {what}: lower training.learningRate.")
 
 

@@ -20,7 +20,7 @@ from finetune_runtime.s3.store import Store
 
 from . import adapter, answers, command, events, fast, leftover, microbatch, report
 from .checkpoints import Staged, Uploader, best
-from .divergence import broken
+from .divergence import Divergence
 from .events import Event
 from .inputs import Start
 from .metrics import Metrics
@@ -54,7 +54,7 @@ class Run:
         self.checkpoint: Path | None = None  # local, the newest
         self._finished = False
         self.diverged = ""
-        self._loss_scaling = command.dtype(config.tuning, start.hardware) == "float16"
+        self._divergence = Divergence(loss_scaling=command.dtype(config.tuning, start.hardware) == "float16")
         candidate, self.checkpoint = start.resume or (None, None)
         micro = microbatch.initial(
             config.training.micro_batch_size, config.rows_per_gpu, cpu_only=start.hardware.cpu_only, proven=candidate.micro_batch if candidate else 0
@@ -207,7 +207,7 @@ class Run:
         if self.checkpoint is None:
             raise ValueError("there is no checkpoint: the run is not finished")
         config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
-        adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early, loss_scaling=self._loss_scaling)
+        adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early)
         step, chosen = self._chosen(self.checkpoint)
         self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss"))  # None: SIGTERM came in its evaluation
         self._record_command()
@@ -261,7 +261,7 @@ class Run:
         self._update(command=shlex.join(command.shown(self._config, self.command(resume=False))), versions=adapter.versions())
 
     def _on_log(self, event: Event, now: float) -> None:
-        if what := broken(event.values, loss_scaling=self._loss_scaling):
+        if what := self._divergence.seen(event.values):
             self.diverged = f"The {what} at step {event.step} of {event.total_steps}: lower training.learningRate" + (
                 ", or set tuning.quantization.computeDtype to bfloat16." if self._config.tuning.quantization.compute_dtype == "float16" else "."
             )
