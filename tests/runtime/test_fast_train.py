@@ -47,17 +47,3 @@ def test_a_resumed_training_draws_the_dropout_of_the_unbroken_one(
     assert resumed.resumed_from >= 12
     losses = [{record["step"]: record["loss"] for record in metrics(store, config) if "loss" in record} for config in (unbroken, broken)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
-
-
-def test_every_step_takes_it_also_in_the_epoch_after_an_evaluation(
-    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], store: Store
-) -> None:
-    """Ten steps are an epoch: after an evaluation at its end the loader of the next one is made before the trainer trains again."""
-    losses = []
-    for number, every in ((1, 10), (2, 7)):
-        config = job(job_config, commit_dataset, number, dropout="0.2", fastPath="Required", microBatchSize=2, evalSteps=every)
-        pods.start(config).end(Exit.DONE)
-        losses.append({record["step"]: record["loss"] for record in metrics(store, config) if "loss" in record})
-    # Dropout is drawn by the number of the step on the fast path and by torch off it, so the losses of the second epoch tell which way it took.
-    assert max(losses[0]) == 20
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)

@@ -20,12 +20,7 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. 
     ],
 )
 def test_out_of_memory_is_found_wherever_it_stands(line: str, expected: bool) -> None:
-    assert out_of_memory(1, ["Traceback (most recent call last):", line, "End time of running main: 2026-11-25"]) is expected
-
-
-def test_a_process_that_is_killed_ran_out_of_the_pods_memory_whatever_it_had_said_of_the_gpus() -> None:
-    assert not out_of_memory(-9, [CUDA])
-    assert out_of_memory(-6, [CUDA]), "an abort is how some allocators end"
+    assert out_of_memory(["Traceback (most recent call last):", line, "End time of running main: 2026-11-25"]) is expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import torch
 from .batch import Batch
 from .model import FastModel, Tape
 
-# The supervisor takes an error's own words in the log for the end of the process, so those of errors that end nothing stay out of it.
 log = logging.getLogger(__name__)
 
 
@@ -86,6 +85,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             if not self._captured:
                 raise
+        # The supervisor takes the error's own words in the log for the end of the process.
         log.warning("no more CUDA graphs: there is no room for what runs without")
         self.clear()
         return self._model.forward(batch)
@@ -101,9 +101,8 @@ class Graphs:
         torch.cuda.empty_cache()  # what runs without graphs has left is not free for the pool
         try:
             self._captured[key] = self._capture(batch)
-        except Exception as error:  # noqa: BLE001  whatever it is, what runs without graphs is right
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            log.warning("no CUDA graphs: %s", "there is no room for them" if _is_about_memory(error) else f"this one could not be captured: {said}")
+        except Exception:
+            log.warning("no CUDA graphs: this one could not be captured", exc_info=True)
             self.clear()
             return None
         return self._captured[key]
@@ -120,7 +119,3 @@ class Graphs:
         with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
             self._model.backward_once(tape, scale)
         return _Captured(forward, backward, inputs, scale, loss)
-
-
-def _is_about_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "ALLOC_FAILED" in str(error)

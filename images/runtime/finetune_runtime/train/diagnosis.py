@@ -11,9 +11,9 @@ _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Inte
 _MAX_CHARACTERS = 600
 
 
-def out_of_memory(return_code: int, lines: Iterable[str]) -> bool:
-    """Whether an allocation of device memory failed. The text is matched, because it is not always the last line; whoever is killed had no last words."""
-    return return_code != -signal.SIGKILL and any(_OUT_OF_MEMORY.search(line) for line in lines)
+def out_of_memory(lines: Iterable[str]) -> bool:
+    """Whether an allocation of device memory failed. The text is matched, because it is not always the last line."""
+    return any(_OUT_OF_MEMORY.search(line) for line in lines)
 
 
 def last_error(lines: Iterable[str]) -> str:

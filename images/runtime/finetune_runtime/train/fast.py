@@ -118,14 +118,13 @@ class FastPath:
 
     def look(self) -> None:
         """Reads what the process has answered so far. Called when its training begins and at each of its log records."""
-        if self._plan is None or (self._outcome and not self._outcome.used):
+        if self._plan is None or (self._outcome and (self._outcome.measured_bytes or not self._outcome.used)):
             return
-        before = self._outcome.measured_bytes if self._outcome else 0
         try:
             self._outcome = FastOutcome.model_validate_json(outcome_path(self._file).read_bytes())
         except (OSError, ValidationError):
             return
-        if self._outcome.measured_bytes != before:
+        if self._outcome.measured_bytes:
             log.info("fast path: %d MiB of GPU memory predicted, %d measured", self._plan.predicted_bytes >> 20, self._outcome.measured_bytes >> 20)
 
     def declined(self) -> str:

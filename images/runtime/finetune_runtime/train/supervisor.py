@@ -95,36 +95,30 @@ class Supervisor:
             self._reporter.close()
 
     def _train(self, run: Run) -> StepResult:
-        try:
-            self._train_processes(run)
-        except StepError as error:
-            run.give_up(CRASH_PATIENCE_SECONDS, error.message)
-            raise
-        if not run.is_finished():
-            run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
-            return self._interrupted()
+        failure = ""
+        while not run.is_finished() and not failure:
+            child = self._start_child(run)
+            return_code = self._follow(child, run)
+            if run.is_finished():
+                break
+            if run.diverged:
+                failure = run.diverged
+            elif self._terminating:
+                run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
+                return self._interrupted()
+            elif run.declined:
+                continue
+            elif diagnosis.out_of_memory(child.tail):
+                self._shrink(run)
+            elif return_code == -signal.SIGKILL or not run.fall_back(diagnosis.last_error(child.tail)):
+                failure = diagnosis.crash(return_code, child.tail)
+        if failure:
+            run.give_up(CRASH_PATIENCE_SECONDS, failure)
+            raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, failure)
         # From here on SIGTERM changes nothing: what is left takes seconds, and it is what the run was for.
         run.drain(self._config.storage_timeout_seconds)
         run.commit_adapter()
         return StepResult(step=STEP, reason=Reason.COMPLETED, message=_progress(run.summary), train=run.summary)
-
-    def _train_processes(self, run: Run) -> None:
-        """One process after the other, until the run is finished or SIGTERM has ended it. Raises StepError for what none of them can mend."""
-        while not run.is_finished():
-            child = self._start_child(run)
-            return_code = self._follow(child, run)
-            if run.is_finished():
-                return
-            if run.diverged:
-                raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, run.diverged)
-            if self._terminating:
-                return
-            if run.declined:
-                continue
-            if diagnosis.out_of_memory(return_code, child.tail):
-                run.shrink()
-            elif return_code == -signal.SIGKILL or not run.fall_back(diagnosis.last_error(child.tail)):
-                raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, diagnosis.crash(return_code, child.tail))
 
     def _start_child(self, run: Run) -> Child:
         run.loading()
@@ -154,6 +148,13 @@ class Supervisor:
                         child.kill()
                 case _:
                     pass  # a second SIGTERM changes nothing
+
+    def _shrink(self, run: Run) -> None:
+        try:
+            run.shrink()
+        except StepError as error:
+            run.give_up(CRASH_PATIENCE_SECONDS, error.message)
+            raise
 
     def _unless_terminated(self, work: Callable[[], T]) -> T:
         """Result of `work`, done in a thread so that SIGTERM does not have to wait for a download. Raises _Interrupted, or what `work` raises."""

@@ -1,7 +1,6 @@
 """Trainer callback `fast_path`: where the trainer has made a plan, the steps take the fast path, or the outcome says why they do not.
 
-ms-swift loads it with --external_plugins and --callbacks fast_path finetune. Whatever goes wrong while it is put in place, the usual path is taken; only where
-memory runs out the process ends, for one with a smaller plan.
+ms-swift loads it with --external_plugins and --callbacks fast_path finetune. Whatever goes wrong while it is put in place, the usual path is taken.
 """
 
 import logging
@@ -42,8 +41,6 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             if not reason:
                 model.train()
                 self._fast.install(model)
-        except torch.OutOfMemoryError:
-            raise  # the process ends, and the next one gets a smaller plan: the usual path needs more memory, not less
         except Exception as error:
             log.warning("the fast path could not be put in place", exc_info=True)
             reason = f"{type(error).__name__}: {error}"[:400]
@@ -54,11 +51,6 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         else:
             self._fast.settle()
         self._write(args, FastOutcome(used=not reason, reason=reason, device=_device()))
-
-    def on_evaluate(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
-        # After an evaluation at an epoch's end the trainer makes the next epoch's loader, whose processes see the model as it is now, before it trains again.
-        if self._fast:
-            model.train()
 
     def on_step_end(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
         if not (self._fast and self._fast.model):
