@@ -171,6 +171,15 @@ def tamper(directory: Path, code: str) -> str:
     return os.pathsep.join([str(directory), str(ROOT / "images/runtime"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+# Code for `tamper`: a line in the log for each micro-batch that takes the fast path.
+COUNT = """
+from finetune_runtime.fastpath.graphs import Graphs
+forward = Graphs.forward
+def counted(self, batch):
+    print("by hand")
+    return forward(self, batch)
+Graphs.forward = counted
+"""
 # Code for `tamper`: no room for the fast path, until there is the file FINETUNE_ROOM names (which the first process without room makes).
 NO_ROOM = """
 import pathlib

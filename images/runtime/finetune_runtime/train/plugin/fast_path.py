@@ -57,6 +57,12 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             self._fast.settle()
         self._write(args, FastOutcome(used=not reason, reason=reason, device=_device()))
 
+    def on_evaluate(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        # The trainer does so only in its next step, whose batches have been collated by then: those of an epoch that begins here by loaders that are
+        # forked now and would take all of it for an evaluation.
+        if self._fast:
+            model.train()
+
     def on_step_end(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
         if not (self._fast and self._fast.model):
             return
