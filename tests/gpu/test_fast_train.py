@@ -18,12 +18,25 @@ from finetune_runtime.contract.result import Exit, Reason, TrainSummary
 from finetune_runtime.contract.spec import FastPath, Toggle
 from finetune_runtime.s3.store import Store
 from tests.gpu.occupied import GIB, only
-from tests.runtime.support import MakeConfig, Step, metrics, steps
+from tests.runtime.support import COUNT, NO_ROOM, MakeConfig, Step, metrics, steps, tamper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 Run = Callable[[str, JobConfig], Step]
+
+# Code for `tamper`: at the tenth micro-batch, long after the first step, a layer comes to keep less.
+GIVE_WAY = """
+import torch
+from finetune_runtime.fastpath.graphs import Graphs
+forward, calls = Graphs.forward, []
+def late(self, batch):
+    calls.append(None)
+    if len(calls) == 10:
+        self._model._keep_less(torch.OutOfMemoryError("a test's"), range(len(self._model.keep)))
+    return forward(self, batch)
+Graphs.forward = late
+"""
 
 
 @pytest.fixture
@@ -99,6 +112,35 @@ def test_memory_that_goes_after_the_plan_was_made_is_no_end(fast: JobConfig, run
         train = trained(pod, 500)
     assert train.step == train.total_steps == 8
     assert "out of memory" in pod.text()
+
+
+def test_every_micro_batch_takes_the_fast_path_also_after_evaluations(job: MakeConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", tamper(tmp_path, COUNT))
+    pod = run("train", job(training={"evalSteps": 5}))  # in an epoch of ten steps, and at its end, where loaders are made anew
+    train = trained(pod)
+    assert train.fast_path is not None
+    assert pod.text().count("by hand") == 20 * (train.fast_path.accumulation or 0)
+
+
+def test_layers_that_give_way_at_a_later_step_are_shown_and_remembered(
+    job: MakeConfig, run: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", tamper(tmp_path, GIVE_WAY))
+    config = job()
+    train = trained(run("train", config))
+    assert train.fast_path is not None
+    assert "keep their input" in train.fast_path.layers
+    assert artefacts.checkpoints(store, config.prefix)[0][2].details["fastPath"]["steppedDown"] is True
+
+
+def test_memory_that_runs_out_while_it_is_put_in_place_is_followed_by_a_smaller_plan(
+    job: MakeConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", tamper(tmp_path, NO_ROOM))
+    monkeypatch.setenv("FINETUNE_ROOM", str(tmp_path / "room"))
+    pod = run("train", job())
+    assert trained(pod).step == 20
+    assert "out of memory: going on with less" in pod.text()
 
 
 def test_it_stops_early_and_stays_stopped(job: MakeConfig, run: Run, store: Store) -> None:

@@ -164,6 +164,38 @@ class Pods:
         return step
 
 
+def tamper(directory: Path, code: str) -> str:
+    """Has the training processes that get a plan for the fast path run `code` first. Returns the PYTHONPATH to start their pod with."""
+    body = "".join(f"    {line}\n" for line in code.strip().splitlines())
+    (directory / "sitecustomize.py").write_text(f"import os\nif 'FINETUNE_FAST_PLAN' in os.environ:\n{body}")
+    return os.pathsep.join([str(directory), str(ROOT / "images/runtime"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+# Code for `tamper`: a line in the log for each micro-batch that takes the fast path.
+COUNT = """
+from finetune_runtime.fastpath.graphs import Graphs
+forward = Graphs.forward
+def counted(self, batch):
+    print("by hand")
+    return forward(self, batch)
+Graphs.forward = counted
+"""
+# Code for `tamper`: no room for the fast path, until there is the file FINETUNE_ROOM names (which the first process without room makes).
+NO_ROOM = """
+import pathlib
+import torch
+from finetune_runtime.fastpath.model import FastModel
+room = pathlib.Path(os.environ["FINETUNE_ROOM"])
+put_in_place = FastModel.__init__
+def without_room(self, *args):
+    if not room.exists():
+        room.touch()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    put_in_place(self, *args)
+FastModel.__init__ = without_room
+"""
+
+
 def metrics(store: Store, config: JobConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.read(f"{config.prefix}/report/metrics.jsonl").splitlines()]
 

@@ -9,7 +9,9 @@ import torch
 from finetune_runtime.fastpath import layer
 from finetune_runtime.fastpath.attention import Attention
 from finetune_runtime.fastpath.batch import Shapes, prepare
+from finetune_runtime.fastpath.graphs import Graphs
 from finetune_runtime.fastpath.support import unsupported
+from finetune_runtime.train.diagnosis import out_of_memory
 from tests.runtime.fast_models import SHAPES, error, fast, fast_model, fix_dropout, make, plain, rows
 
 RAGGED, FULL = [37, 64, 5, 50], [48, 48, 48]
@@ -134,3 +136,12 @@ def test_when_memory_runs_out_less_is_kept_and_the_gradients_are_the_same(attent
 def test_when_nothing_is_kept_any_more_the_error_goes_on_to_the_supervisor() -> None:
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         fast(make("qwen3"), rows(RAGGED), attention=Exhausted(forward=tuple(range(1, 99))))
+
+
+def test_a_graph_without_room_is_told_in_words_that_explain_no_later_crash(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(fast_model(make("qwen3")), 2)
+    monkeypatch.setattr(graphs, "_capture", lambda _batch: Exhausted(forward=(1,)).forward())
+    assert graphs._try_to_capture((), {}) is None
+    lines = caplog.messages[0].splitlines()
+    assert any("CUDA out of memory" in line for line in lines)
+    assert not out_of_memory(lines)

@@ -17,9 +17,10 @@ def flat(dtype: torch.dtype) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(0)
     buffer = (torch.randn(SIZE, generator=generator) / 50).to(dtype)
     parameters = [torch.nn.Parameter(part) for part in (buffer[:1000], buffer[1000:])]
-    for parameter, part in zip(parameters, (buffer[:1000], buffer[1000:]), strict=True):
-        parameter.data = part
-    return SimpleNamespace(flat=buffer, gradient=torch.zeros(SIZE, dtype=dtype), parameters=parameters)
+    gradient = torch.zeros(SIZE, dtype=dtype)
+    for parameter, part, slope in zip(parameters, (buffer[:1000], buffer[1000:]), (gradient[:1000], gradient[1000:]), strict=True):
+        parameter.data, parameter.grad = part, slope
+    return SimpleNamespace(flat=buffer, gradient=gradient, parameters=parameters, is_open=lambda: parameters[0].grad is not None)
 
 
 def optimizer(adapters: Any, rate: float, decay: float = 0.1) -> AdamW8bit:
@@ -86,6 +87,26 @@ def test_a_resumed_training_goes_on_as_the_unbroken_one() -> None:
     second.load_state_dict(saved)
     train(broken, second, range(12, 20))
     assert torch.equal(unbroken.flat, broken.flat)
+
+
+@pytest.mark.parametrize("kind", ["ours", "torch's"])
+def test_a_step_without_gradients_is_none_as_with_torchs_optimizer(kind: str) -> None:
+    # ms-swift sets gradients whose norm is no number to None before it steps; ours are NaN in the flat buffer then.
+    unbroken, skipping = flat(torch.float32), flat(torch.float32)
+    first, second = (optimizer(each, 1e-3) if kind == "ours" else torch.optim.AdamW(each.parameters, lr=1e-3) for each in (unbroken, skipping))
+    train(unbroken, first, range(10))
+    for step in range(10):
+        if step in (0, 6):
+            shown = [parameter.grad for parameter in skipping.parameters]
+            skipping.gradient.fill_(float("nan"))
+            for parameter in skipping.parameters:
+                parameter.grad = None
+            second.step()
+            for parameter, gradient in zip(skipping.parameters, shown, strict=True):
+                parameter.grad = gradient
+            assert len(second.state_dict()["state"]) == (0 if step == 0 else len(first.state_dict()["state"]))
+        train(skipping, second, range(step, step + 1))
+    assert torch.equal(skipping.flat, unbroken.flat)
 
 
 def test_state_of_another_optimizer_is_refused() -> None:

@@ -1,14 +1,15 @@
 """Whole trainings on the fast path, in plain torch on the CPU: they learn what those without it learn, and a resumed one what the unbroken one does."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_runtime.contract.config import JobConfig
-from finetune_runtime.contract.result import Exit
+from finetune_runtime.contract.result import Exit, Reason
 from finetune_runtime.s3.store import Store
-from tests.runtime.support import MakeConfig, Pods, metrics
+from tests.runtime.support import COUNT, NO_ROOM, MakeConfig, Pods, metrics, tamper
 
 
 def job(job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], number: int, *, dropout: str, **training: Any) -> JobConfig:
@@ -47,3 +48,20 @@ def test_a_resumed_training_draws_the_dropout_of_the_unbroken_one(
     assert resumed.resumed_from >= 12
     losses = [{record["step"]: record["loss"] for record in metrics(store, config) if "loss" in record} for config in (unbroken, broken)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+
+
+def test_every_micro_batch_takes_the_fast_path_also_after_evaluations(
+    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], tmp_path: Path
+) -> None:
+    config = job(job_config, commit_dataset, 1, dropout="0.2", fastPath="Required", microBatchSize=2, evalSteps=5)  # in an epoch, and at its end
+    pod = pods.start(config, PYTHONPATH=tamper(tmp_path, COUNT))
+    pod.end(Exit.DONE)
+    assert pod.text().count("by hand") == 20 * 2
+
+
+def test_memory_that_runs_out_while_it_is_put_in_place_is_out_of_memory(
+    pods: Pods, job_config: MakeConfig, commit_dataset: Callable[[JobConfig], None], tmp_path: Path
+) -> None:
+    config = job(job_config, commit_dataset, 1, dropout="0", fastPath="Required")
+    result = pods.start(config, PYTHONPATH=tamper(tmp_path, NO_ROOM), FINETUNE_ROOM=str(tmp_path / "room")).end(Exit.OUT_OF_MEMORY)  # a CPU has one plan
+    assert result.reason == Reason.OUT_OF_MEMORY

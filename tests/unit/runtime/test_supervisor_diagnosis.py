@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_runtime.handled import told
 from finetune_runtime.train.diagnosis import crash, last_error, out_of_memory
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 0 has a total capacity of 7.61 GiB"
@@ -21,6 +22,16 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. 
 )
 def test_out_of_memory_is_found_wherever_it_stands(line: str, expected: bool) -> None:
     assert out_of_memory(["Traceback (most recent call last):", line, "End time of running main: 2026-11-25"]) is expected
+
+
+def test_what_a_process_got_over_is_no_cause_of_its_end() -> None:
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = MemoryError(CUDA)  # it came while this one was handled
+    lines = [*told(error).splitlines(), "a later line"]
+    assert any(CUDA in line for line in lines), "the log keeps both errors"
+    assert not out_of_memory(lines)
+    assert last_error(lines) == "a later line"
+    assert out_of_memory([*lines, CUDA])
 
 
 @pytest.mark.parametrize(

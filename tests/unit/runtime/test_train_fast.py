@@ -138,6 +138,17 @@ def test_what_was_measured_is_shown_beside_what_was_predicted(start: Any, tmp_pa
     assert str(fast.status).endswith(f"{58 * 1024}Mi measured")
 
 
+def test_layers_that_give_way_at_a_later_step_are_shown_and_remembered(start: Any, tmp_path: Path) -> None:
+    fast = start()
+    plan = answer(fast, tmp_path, used=True, measured_bytes=58 * GIB, keep=[2] * 36)
+    fast.look()
+    assert (fast.status.layers, fast.details["fastPath"]["steppedDown"]) == ("36 keep all", False)
+    outcome_path(plan).write_text(FastOutcome(used=True, measured_bytes=70 * GIB, keep=[0] * 9 + [2] * 27).model_dump_json(by_alias=True))
+    fast.look()
+    assert (fast.status.layers, fast.status.measured) == ("9 keep their input, 27 all", f"{70 * 1024}Mi")
+    assert fast.details["fastPath"]["steppedDown"] is True
+
+
 def test_a_process_that_declines_is_followed_by_one_without_a_plan(start: Any, tmp_path: Path) -> None:
     fast = start()
     answer(fast, tmp_path, used=False, reason="unsupported: DoRA")

@@ -52,12 +52,12 @@ class FastPlan(Model):
 
 
 class FastOutcome(Model):
-    """What the plugin found. Written when the training begins, and again after the first optimizer step with `measured_bytes`."""
+    """What the plugin found. Written when the training begins, again after the first optimizer step with `measured_bytes`, and whenever less is kept since."""
 
     used: bool = Field(description="Whether the steps take the fast path.")
     reason: str = Field(default="", max_length=512, description="Why not, for the user: unsupported: bias in q_proj.")
     device: str = Field(default="", max_length=128, description="Name of the device: NVIDIA H100 80GB HBM3, or cpu.")
-    measured_bytes: int = Field(default=0, ge=0, description="What torch had reserved at most by the end of the first step; 0: not known yet, or the CPU.")
+    measured_bytes: int = Field(default=0, ge=0, description="What torch had reserved at most when this was written; 0: not known yet, or the CPU.")
     graphs: int = Field(default=0, ge=0, description="CUDA graphs captured in the first step.")
     keep: list[int] = Field(default=[], description="What is kept of each layer now, where the process came down from the plan's; empty: the plan's.")
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from finetune_runtime.handled import told
+
 from .batch import Batch
 from .model import FastModel, Tape
 
@@ -101,8 +103,8 @@ class Graphs:
         torch.cuda.empty_cache()  # what runs without graphs has left is not free for the pool
         try:
             self._captured[key] = self._capture(batch)
-        except Exception:
-            log.warning("no CUDA graphs: this one could not be captured", exc_info=True)
+        except Exception as error:  # noqa: BLE001  most often memory that ran out: without graphs it may do
+            log.warning("no CUDA graphs: this one could not be captured\n%s", told(error))
             self.clear()
             return None
         return self._captured[key]

@@ -47,11 +47,13 @@ class AdamW8bit(torch.optim.Optimizer):  # type: ignore[misc]  # torch is untype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  torch's signature
-        """One update. Raises ValueError for parameters that are not the adapters'."""
+        """One update, or none where the gradients were dropped. Raises ValueError for parameters that are not the adapters'."""
         adapters = self._adapters()
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         if adapters is None or len(self.param_groups) != 1 or {id(p) for p in parameters} != {id(p) for p in adapters.parameters}:
             raise ValueError("this optimizer is for the adapters of the fast path only")
+        if not adapters.is_open():
+            return  # ms-swift takes gradients that are no numbers away, and torch leaves alone what has none: no decay, no step counted
         group, flat = self.param_groups[0], adapters.flat
         state = self._kept = self._kept or fresh(flat.numel(), flat.device)
         state.steps += 1

@@ -4,6 +4,8 @@ import re
 import signal
 from collections.abc import Iterable
 
+from finetune_runtime.handled import is_told
+
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate memory"
 )
@@ -12,13 +14,13 @@ _MAX_CHARACTERS = 600
 
 
 def out_of_memory(lines: Iterable[str]) -> bool:
-    """Whether an allocation of device memory failed. The text is matched, because it is not always the last line."""
-    return any(_OUT_OF_MEMORY.search(line) for line in lines)
+    """Whether an allocation of device memory failed that nobody got over. The text is matched, because it is not always the last line."""
+    return any(_OUT_OF_MEMORY.search(line) for line in lines if not is_told(line))
 
 
 def last_error(lines: Iterable[str]) -> str:
-    """The last line that looks like an exception, else the last line with any text."""
-    texts = [line.strip() for line in lines if line.strip()]
+    """The last line that looks like an exception which nobody got over, else the last line with any text."""
+    texts = [line.strip() for line in lines if line.strip() and not is_told(line)]
     errors = [match[1] for line in texts if (match := _ERROR.match(line))]
     return (errors or texts or ["it printed nothing"])[-1][:_MAX_CHARACTERS]
 

@@ -117,15 +117,16 @@ class FastPath:
         return {FAST_PLAN: str(self._file)}
 
     def look(self) -> None:
-        """Reads what the process has answered so far. Called when its training begins and at each of its log records."""
-        if self._plan is None or (self._outcome and (self._outcome.measured_bytes or not self._outcome.used)):
+        """Reads what the process has answered so far: at any step layers may have to keep less. Called at each of its events."""
+        if self._plan is None:
             return
         try:
-            self._outcome = FastOutcome.model_validate_json(outcome_path(self._file).read_bytes())
+            found = FastOutcome.model_validate_json(outcome_path(self._file).read_bytes())
         except (OSError, ValidationError):
             return
-        if self._outcome.measured_bytes:
-            log.info("fast path: %d MiB of GPU memory predicted, %d measured", self._plan.predicted_bytes >> 20, self._outcome.measured_bytes >> 20)
+        if found != self._outcome:
+            self._outcome = found
+            log.info("fast path: %s", self.status)
 
     def declined(self) -> str:
         """Why the process that has begun to train does not take the fast path; empty when it does, or when it got no plan."""

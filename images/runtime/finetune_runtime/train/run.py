@@ -107,6 +107,7 @@ class Run:
         """Takes in what the callback reports."""
         now = time.monotonic()
         self._update(step=event.step, total_steps=event.total_steps)
+        self._fast.look()
         match event.kind:
             case events.Kind.BEGIN:
                 if reason := self._fast.declined():
@@ -266,7 +267,6 @@ class Run:
                 ", or set tuning.quantization.computeDtype to bfloat16." if self._config.tuning.quantization.compute_dtype == "float16" else "."
             )
             return
-        self._fast.look()
         self._metrics.add(event.step, event.epoch, event.values, event.memory_gib, now=now, time=datetime.now(UTC))
         self._update(loss=self._metrics.last("loss"), eval_loss=self._metrics.last("evalLoss"))
         if now - self._reported >= REPORT_SECONDS:

@@ -95,30 +95,39 @@ class Supervisor:
             self._reporter.close()
 
     def _train(self, run: Run) -> StepResult:
-        failure = ""
-        while not run.is_finished() and not failure:
+        try:
+            finished = self._finish(run)
+        except StepError as error:
+            run.give_up(CRASH_PATIENCE_SECONDS, error.message)  # whatever the cause: a checkpoint may wait for its upload
+            raise
+        if not finished:
+            run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
+            return self._interrupted()
+        # From here on SIGTERM changes nothing: what is left takes seconds, and it is what the run was for.
+        run.drain(self._config.storage_timeout_seconds)
+        run.commit_adapter()
+        return StepResult(step=STEP, reason=Reason.COMPLETED, message=_progress(run.summary), train=run.summary)
+
+    def _finish(self, run: Run) -> bool:
+        """Starts one process after another until the training is over; False: SIGTERM ended it before. Raises StepError where no further one can help."""
+        while not run.is_finished():
             child = self._start_child(run)
             return_code = self._follow(child, run)
             if run.is_finished():
                 break
             if run.diverged:
-                failure = run.diverged
-            elif self._terminating:
-                run.drain(min(INTERRUPTED_PATIENCE_SECONDS, self._config.storage_timeout_seconds))
-                return self._interrupted()
-            elif run.declined:
+                raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, run.diverged)
+            if self._terminating:
+                return False
+            if run.declined:
                 continue
-            elif diagnosis.out_of_memory(child.tail):
-                self._shrink(run)
-            elif return_code == -signal.SIGKILL or not run.fall_back(diagnosis.last_error(child.tail)):
-                failure = diagnosis.crash(return_code, child.tail)
-        if failure:
-            run.give_up(CRASH_PATIENCE_SECONDS, failure)
-            raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, failure)
-        # From here on SIGTERM changes nothing: what is left takes seconds, and it is what the run was for.
-        run.drain(self._config.storage_timeout_seconds)
-        run.commit_adapter()
-        return StepResult(step=STEP, reason=Reason.COMPLETED, message=_progress(run.summary), train=run.summary)
+            # SIGKILL comes from outside, whatever was said before.
+            killed = return_code == -signal.SIGKILL
+            if not killed and diagnosis.out_of_memory(child.tail):
+                run.shrink()
+            elif killed or not run.fall_back(diagnosis.last_error(child.tail)):
+                raise StepError(Exit.CRASH, Reason.TRAINING_CRASHED, diagnosis.crash(return_code, child.tail))
+        return True
 
     def _start_child(self, run: Run) -> Child:
         run.loading()
@@ -148,13 +157,6 @@ class Supervisor:
                         child.kill()
                 case _:
                     pass  # a second SIGTERM changes nothing
-
-    def _shrink(self, run: Run) -> None:
-        try:
-            run.shrink()
-        except StepError as error:
-            run.give_up(CRASH_PATIENCE_SECONDS, error.message)
-            raise
 
     def _unless_terminated(self, work: Callable[[], T]) -> T:
         """Result of `work`, done in a thread so that SIGTERM does not have to wait for a download. Raises _Interrupted, or what `work` raises."""

@@ -1,6 +1,7 @@
 """Trainer callback `fast_path`: where the trainer has made a plan, the steps take the fast path, or the outcome says why they do not.
 
-ms-swift loads it with --external_plugins and --callbacks fast_path finetune. Whatever goes wrong while it is put in place, the usual path is taken.
+ms-swift loads it with --external_plugins and --callbacks fast_path finetune. Whatever goes wrong while it is put in place, the usual path
+is taken; only where memory runs out the process ends, and the next one gets a smaller plan.
 """
 
 import logging
@@ -14,6 +15,8 @@ from swift.callbacks import TrainerCallback, callbacks_map
 from finetune_runtime.contract.fast_path import CALLBACK, FAST_PLAN, FastOutcome, FastPlan, outcome_path
 from finetune_runtime.fastpath.install import FastPath
 from finetune_runtime.fastpath.support import unsupported
+from finetune_runtime.handled import told
+from finetune_runtime.train import diagnosis
 from finetune_runtime.train.plugin import ranks
 
 log = logging.getLogger(__name__)
@@ -42,8 +45,10 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
                 model.train()
                 self._fast.install(model)
         except Exception as error:
-            log.warning("the fast path could not be put in place", exc_info=True)
             reason = f"{type(error).__name__}: {error}"[:400]
+            if diagnosis.out_of_memory([reason]):
+                raise  # the supervisor knows smaller plans
+            log.warning("the fast path could not be put in place\n%s", told(error))
         reason = ranks.first(reason)  # all processes take it, or none
         if reason:
             self._fast.remove()
@@ -51,6 +56,12 @@ class FastPathCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         else:
             self._fast.settle()
         self._write(args, FastOutcome(used=not reason, reason=reason, device=_device()))
+
+    def on_evaluate(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        # The trainer does so only in its next step, whose batches have been collated by then: those of an epoch that begins here by loaders that are
+        # forked now and would take all of it for an evaluation.
+        if self._fast:
+            model.train()
 
     def on_step_end(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
         if not (self._fast and self._fast.model):
