@@ -50,7 +50,7 @@ bench-gpu: ## Training speed and memory beside plain ms-swift and Unsloth, on a 
 	@python3 -m hack.bench.gpu $(BENCH)
 prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='exactness learning predictions step-down shutdown', or two-gpus
 	@python3 -m hack.bench.gpu.prove $(or $(PROOFS),exactness learning predictions step-down shutdown)
-prove-real-text: venv ## On the CPU, an hour: SmolLM2-135M on real text ends at the same loss on the fast path and without
+prove-real-text: venv ## On the CPU, half an hour or more: SmolLM2-135M on real text ends at the same loss on the fast path and without
 	@hack/bench/real-text.sh
 e2e: venv ## The whole system on the development cluster
 	@hack/stack.sh

@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=5, help="trainings that run at the same time where nobody reads their times")
     parser.add_argument("--only", default="", help="cases of exactness and predictions whose names hold this")
     parser.add_argument("--model", type=Path, help="a real model, for real-text")
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is no GPU: real-text in an hour")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is no GPU: real-text in half an hour or more")
     parser.add_argument("--cpu-dry-run", action="store_true", help="tiny models on the CPU: everything but the figures")
     options = parser.parse_args()
     found = hardware.find(allow_cpu=options.cpu or options.cpu_dry_run)
