@@ -13,7 +13,7 @@ demo: venv ## From nothing to a tuned chat answer on a real cluster on this mach
 	@tests/fixtures/smollm2.sh
 	@$(PY) hack/demo.py
 
-test: ## What CI runs: lint, types, layers, generated files, unit, simulation, runtime, integration, crash, end to end; not e2e-kueue, test-rollout, GPU
+test: ## What CI runs: lint, types, layers, generated files, unit, simulation, runtime, integration, crash, end to end; not what CONTRIBUTING.md lists for a release
 	@hack/test.sh
 
 ##@ Checks one by one
@@ -54,7 +54,7 @@ prove-real-text: venv ## On the CPU, half an hour or more: SmolLM2-135M on real 
 	@hack/bench/real-text.sh
 e2e: venv ## The whole system on the development cluster
 	@hack/stack.sh
-	@.venv/bin/pytest tests/e2e --ignore tests/e2e/test_kueue.py
+	@.venv/bin/pytest tests/e2e --ignore tests/e2e/test_kueue.py $(E2E)
 e2e-kueue: venv ## The same with the real Kueue: quota, preemption, suspension
 	@hack/stack.sh
 	@.venv/bin/pytest tests/e2e/test_kueue.py

@@ -101,13 +101,14 @@ def test_a_job_of_somebody_else_is_left_alone_and_waited_for(operator: Operator,
 
 def test_what_goes_with_a_predecessor_of_the_same_name_is_waited_for_and_is_nobody_elses(operator: Operator, here: Namespace, history: History) -> None:
     here.apply(finetunejob())
-    here.pod("Prepare")
+    old = name_of(here.pod("Prepare"))
     here.rest.merge("jobs", "support-prep-1", {"metadata": {"finalizers": ["example.org/hold"]}})
     here.rest.delete("finetunejob", "support")
     wait("the garbage collector has come", lambda: "deletionTimestamp" in here.get("job", "support-prep-1")["metadata"])
     here.apply(finetunejob())
     time.sleep(1)
     here.rest.merge("jobs", "support-prep-1", {"metadata": {"finalizers": None}})
+    wait("the old pod is gone", lambda: not here.get("pods", old))
     prepared(here)
     here.end(name_of(here.pod("Train")), 0, TRAINED)
     phase(here, "Succeeded")

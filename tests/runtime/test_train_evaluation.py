@@ -71,9 +71,8 @@ def test_a_training_step_is_left_alone() -> None:
 def test_trainings_that_differ_in_nothing_else_have_one_evaluation_loss(pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store) -> None:
     # What is learned is the long answers' text, so that the short ones' tokens are worse by far.
     short = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "Please ask at the desk."}]
-    ways = [
+    ways: list[dict[str, Any]] = [
         {"training": {"microBatchSize": 1}},
-        {"training": {"microBatchSize": 4}},
         {"training": {"microBatchSize": 2}, "gpus": 2},
         {"training": {"microBatchSize": 4, "fastPath": "Required"}},
     ]

@@ -8,7 +8,8 @@ from tests.e2e.cluster import items, kubectl
 from tests.e2e.endpoints import VERSION, Endpoint, in_role, settled
 from tests.e2e.voices import QUESTIONS, sentence
 
-pytestmark = pytest.mark.timeout(1200)  # the first test also waits for both trainings
+# The engine, the sidecar and the operator are each tested alone (tests/runtime/test_serve_live.py, tests/integration/test_endpoint_live.py).
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # the first test also waits for both trainings
 
 
 def test_a_name_comes_and_goes_without_another_pod(desk: Endpoint) -> None:

@@ -22,6 +22,7 @@ from .switch import Switch
 
 _HOST = "0.0.0.0"  # noqa: S104  the pod's address; who may reach it is the network policy's matter
 # The ranks that vLLM has kernels for.
+VLLM_CACHE = "cache/vllm"  # below the scratch volume
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Seconds that running requests get once the engine has to end. The pod's grace period is 60 s beyond its preStop hook.
 SHUTDOWN_SECONDS = 50
@@ -188,7 +189,7 @@ def environment(base: Mapping[str, str], scratch: Path, hardware: Hardware, *, t
         "HOME": str(scratch / "home"),
         "HF_HOME": str(scratch / "cache/huggingface"),
         "MODELSCOPE_CACHE": str(scratch / "cache/modelscope"),
-        "VLLM_CACHE_ROOT": str(scratch / "cache/vllm"),
+        "VLLM_CACHE_ROOT": str(scratch / VLLM_CACHE),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

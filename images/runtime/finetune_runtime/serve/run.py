@@ -16,6 +16,7 @@ from . import command, drain, fetch, parity, ready
 log = logging.getLogger(__name__)
 
 STEP = "serve"
+MODEL_INFOS = Path("/opt/vllm/modelinfos")  # of the inference image (images/inference/model_infos.py)
 
 
 def run(config: ServeConfig) -> StepResult:
@@ -34,6 +35,8 @@ def run(config: ServeConfig) -> StepResult:
     (scratch / "home").mkdir(exist_ok=True)
     if config.engine == "vLLM":
         words = command.vllm(config, manifest, hardware, model=scratch / fetch.MODEL, adapter=adapter, others=others)
+        if MODEL_INFOS.is_dir():
+            shutil.copytree(MODEL_INFOS, scratch / command.VLLM_CACHE / MODEL_INFOS.name, dirs_exist_ok=True)
     else:
         model = engine_model(scratch / fetch.MODEL, adapter / CHAT_TEMPLATE_FILE, scratch / "engine-model")
         words = command.swift(config, manifest, hardware, model=model, adapter=adapter)
