@@ -35,8 +35,7 @@ def run(config: ServeConfig) -> StepResult:
     (scratch / "home").mkdir(exist_ok=True)
     if config.engine == "vLLM":
         words = command.vllm(config, manifest, hardware, model=scratch / fetch.MODEL, adapter=adapter, others=others)
-        if MODEL_INFOS.is_dir():
-            shutil.copytree(MODEL_INFOS, scratch / command.VLLM_CACHE / MODEL_INFOS.name, dirs_exist_ok=True)
+        _bring_model_infos(scratch / command.VLLM_CACHE / MODEL_INFOS.name)
     else:
         model = engine_model(scratch / fetch.MODEL, adapter / CHAT_TEMPLATE_FILE, scratch / "engine-model")
         words = command.swift(config, manifest, hardware, model=model, adapter=adapter)
@@ -77,6 +76,15 @@ def check_port(port: int) -> None:
             probe.bind(("0.0.0.0", port))  # noqa: S104  as the engine will
         except OSError as error:
             raise StepError(Exit.CRASH, Reason.INTERNAL_ERROR, f"Port {port} is taken in this pod: another container of it listens there.") from error
+
+
+def _bring_model_infos(directory: Path) -> None:
+    """Where vLLM looks for them. It does without: it only starts more slowly."""
+    try:
+        if MODEL_INFOS.is_dir():
+            shutil.copytree(MODEL_INFOS, directory, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    except OSError as error:  # also shutil.Error
+        log.warning("vLLM has to look at the model's class itself: %s", error)
 
 
 def _manifest(path: Path) -> Manifest:
