@@ -53,7 +53,7 @@ def _reason(error: DynamicApiError) -> str:
 def _conflict(reason: str) -> ApiError:
     if "already exists" in reason:
         return AlreadyExistsError(409, reason)
-    if "uid" in reason.lower():
+    if "UID in " in reason or "uid mismatch" in reason:  # no name of an object reads like this
         return GoneError(409, reason)
     return (StaleError if "has been modified" in reason else ApiError)(409, reason)
 

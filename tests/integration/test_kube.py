@@ -53,6 +53,15 @@ async def test_a_status_is_written_only_on_the_spec_that_it_was_decided_on(api: 
     assert (await _write(api, written))["status"] == written["status"], "what was written is newer than what was read"
 
 
+async def test_an_object_whose_name_reads_like_a_message_is_stale_too(api: Cluster, here: Namespace) -> None:
+    named = endpoint() | {"metadata": {"name": "uid"}}
+    here.apply(named)
+    read = here.get("modelendpoint", "uid")
+    here.rest.merge("modelendpoint", "uid", {"spec": {"replicas": 2}})
+    with pytest.raises(StaleError):
+        await api.apply_status(Ref(API_VERSION, "ModelEndpoint", "uid"), here.rest.namespace, read["metadata"]["resourceVersion"], STATUS, FIELD_MANAGER)
+
+
 async def test_a_child_that_was_made_anew_since_it_was_read_is_gone_and_not_refused(api: Cluster, here: Namespace) -> None:
     body: Body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings", "namespace": here.rest.namespace}, "data": {"a": "1"}}
     labels = {"app.kubernetes.io/managed-by": "finetune-operator"}
