@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import children, clock, handlers, objects, observe, reconcile
+from finetune_operator import children, clock, handlers, observe, reconcile
 from finetune_operator.apply import Applier
 from finetune_operator.build import config as build_config
 from finetune_operator.plan import draft, hold, job, status, step
@@ -125,14 +125,6 @@ def _without_owner(right: Any, owner: Any, name: str, labels: Any) -> Any:
     return found
 
 
-def _first_seen(self: objects.Objects, key: Any) -> Any:
-    async def newest() -> Any:
-        seen = next(iter(self._stores[key.kind].get((key.namespace, key.name), ())), None)
-        return None if seen is None or "deletionTimestamp" in seen["metadata"] else seen
-
-    return newest()
-
-
 def _restless(right: Any, self: Any) -> Any:
     plan = right(self)
     return replace(plan, status={**plan.status, "message": "tock" if self.seen.status.message == "tick" else "tick"})
@@ -164,9 +156,6 @@ MUTANTS = (
         "suspended as soon as it is asked for",
         _all(_set(hold, "_busy", lambda _: None), _set(observe.JobView, "at_rest", property(lambda _: True))),
         ("suspended means nothing runs",),
-    ),
-    Mutant(
-        "what was written is not remembered", _set(objects.Objects, "newest", _first_seen), ("lastTransitionTime", "records stay", "terminal stays terminal")
     ),
     Mutant("the end of a job is not respected", _set(job, "is_final", lambda _: False), ("terminal stays terminal",)),
     Mutant("the adapter's digest is made up", _around(job, "record_training", _other_digest), ("success has an artefact",)),
