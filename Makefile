@@ -52,7 +52,7 @@ prove-gpu: ## On a CUDA GPU: the fast path is exact, learns and fits; PROOFS='ex
 	@python3 -m hack.bench.gpu.prove $(or $(PROOFS),exactness learning predictions step-down shutdown)
 prove-real-text: venv ## On the CPU, half an hour or more: SmolLM2-135M on real text ends at the same loss on the fast path and without
 	@hack/bench/real-text.sh
-e2e: venv ## The whole system on the development cluster
+e2e: venv ## The whole system on the development cluster; E2E= arguments for pytest
 	@hack/stack.sh
 	@.venv/bin/pytest tests/e2e --ignore tests/e2e/test_kueue.py $(E2E)
 e2e-kueue: venv ## The same with the real Kueue: quota, preemption, suspension

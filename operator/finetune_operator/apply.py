@@ -121,6 +121,6 @@ class Applier:
             return True
         name = f"{body['kind']} {body['metadata']['name']}"
         if (holder.get("apiVersion"), holder.get("kind"), holder.get("name")) == (API_VERSION, owner.kind, owner.name):
-            raise GoneError(409, f"{name} goes with the {owner.kind} of this name that was deleted before")
+            raise GoneError(409, f"{name} still goes with the {owner.kind} of this name that was deleted before; if it never does, look at its finalizers")
         conflicts.append(name)
         return False

@@ -64,14 +64,13 @@ async def test_an_object_whose_name_reads_like_a_message_is_stale_too(api: Clust
 
 async def test_a_child_that_was_made_anew_since_it_was_read_is_gone_and_not_refused(api: Cluster, here: Namespace) -> None:
     body: Body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings", "namespace": here.rest.namespace}, "data": {"a": "1"}}
-    labels = {"app.kubernetes.io/managed-by": "finetune-operator"}
-    read = await api.apply({**body, "metadata": {**body["metadata"], "labels": labels}}, FIELD_MANAGER)
-    exactly = {**body, "metadata": {**body["metadata"], "labels": labels, "uid": read["metadata"]["uid"]}}
+    read = await api.apply(body, FIELD_MANAGER)
+    exactly = {**body, "metadata": {**body["metadata"], "uid": read["metadata"]["uid"]}}
     await api.apply(exactly, FIELD_MANAGER)
     here.rest.delete("configmap", "settings")
     with pytest.raises(GoneError):
         await api.apply(exactly, FIELD_MANAGER)
-    await api.apply({**body, "metadata": {**body["metadata"], "labels": labels}}, FIELD_MANAGER)
+    await api.apply(body, FIELD_MANAGER)
     with pytest.raises(GoneError):
         await api.apply(exactly, FIELD_MANAGER)
     here.rest.delete("configmap", "settings")

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import children, clock, handlers, observe, reconcile
+from finetune_operator import children, clock, handlers, objects, observe, reconcile
 from finetune_operator.apply import Applier
 from finetune_operator.build import config as build_config
 from finetune_operator.plan import draft, hold, job, status, step
 
+from .api import Api
 from .watches import WATCHED
 
 Change = Callable[[pytest.MonkeyPatch], None]
@@ -48,6 +49,19 @@ def _all(*changes: Change) -> Change:
 async def _from_caches(self: children.Children, owner: Any) -> children.Offspring:
     jobs, pods = self._cached(owner)
     return self._with_graves(owner, jobs, pods, live=True)
+
+
+def _first_seen(self: objects.Objects, key: Any) -> Any:
+    async def newest() -> Any:
+        seen = next(iter(self._stores[key.kind].get((key.namespace, key.name), ())), None)
+        return None if seen is None or "deletionTimestamp" in seen["metadata"] else seen
+
+    return newest()
+
+
+def _to_any_version(right: Any, self: Api, kind: str, key: Any, version: str, status: Any) -> Any:
+    found = self.get(kind, key)
+    return right(self, kind, key, found["metadata"]["resourceVersion"] if found else version, status)
 
 
 async def _once(right: Any, *args: Any) -> None:
@@ -156,6 +170,11 @@ MUTANTS = (
         "suspended as soon as it is asked for",
         _all(_set(hold, "_busy", lambda _: None), _set(observe.JobView, "at_rest", property(lambda _: True))),
         ("suspended means nothing runs",),
+    ),
+    Mutant(
+        "what was written is not remembered, and written over",
+        _all(_set(objects.Objects, "newest", _first_seen), _around(Api, "apply_status", _to_any_version)),
+        ("lastTransitionTime", "records stay", "terminal stays terminal"),
     ),
     Mutant("the end of a job is not respected", _set(job, "is_final", lambda _: False), ("terminal stays terminal",)),
     Mutant("the adapter's digest is made up", _around(job, "record_training", _other_digest), ("success has an artefact",)),
