@@ -24,7 +24,7 @@ def weights_of(route: Raw | None) -> dict[str, int]:
 class Steps:
     """What is remembered of one endpoint's route."""
 
-    since: dict[str, float] = field(default_factory=dict)  # when a version came to its share
+    since: dict[str, float] = field(default_factory=dict)  # when a version came to its share, at the earliest
     given: dict[str, int] = field(default_factory=dict)  # shares by the operator; what others make of them is put right, and is no step
 
 
@@ -52,8 +52,10 @@ class Shares:
         self._whole(weights)
         self._goes_to(endpoint, weights, before)
         self._lasts(endpoint, weights, steps)
+        # Times on record are whole seconds, and a step begins when its record is made, just before the route is written: in the weather of then.
+        begun = now - self._process.error() - self._rollouts.moment()
         # One that has everything while the old version is silent goes on with its step afterwards.
-        steps.since = {v: steps.since.get(v, now) if w in (100, steps.given.get(v)) or steps.given.get(v) == 100 else now for v, w in weights.items() if w}
+        steps.since = {v: steps.since.get(v, begun) if w in (100, steps.given.get(v)) or steps.given.get(v) == 100 else begun for v, w in weights.items() if w}
         steps.given = weights
 
     def _whole(self, weights: dict[str, int]) -> None:
@@ -90,9 +92,8 @@ class Shares:
             if version in current or not 0 < was < weight or version not in steps.since or wavered:
                 continue
             lasted = self._world.now - steps.since[version]
-            # Times on record are whole seconds, and a step begins when its record is made, just before the route is written.
-            if lasted + self._process.error() + self._rollouts.moment() < shortest:
-                fail("a step lasts its time", f"{version} goes from {was} to {weight} % after {lasted:.0f} s, stepSeconds is {shortest}")
+            if lasted < shortest:
+                fail("a step lasts its time", f"{version} goes from {was} to {weight} % after {lasted:.0f} s at most, stepSeconds is {shortest}")
 
     def _on_deployment(self, change: str, raw: Raw, old: Raw | None) -> None:
         """While a version has a share, the operator takes none of its pods."""

@@ -82,8 +82,8 @@ def stands(rollout: "Rollout", candidate: VersionStatus) -> bool:
 
 
 def may_have(rollout: "Rollout", candidate: VersionStatus) -> bool:
-    """Whether it may have the traffic, by a round that ended before that was on record: then what comes after it is only tried in its pods."""
-    return bool(candidate.public) and candidate.host == rollout.host and not shares(candidate, rollout.versions.current)
+    """Whether it may have the traffic, by a round that ended before that was on record: then what comes after it is tried in its pods, or in others."""
+    return bool(candidate.public) and not shares(candidate, rollout.versions.current)
 
 
 def shares(one: VersionStatus, other: VersionStatus | None) -> bool:

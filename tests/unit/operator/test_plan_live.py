@@ -294,6 +294,19 @@ class TestUsers:
         assert next(v["job"] for v in story.status["versions"] if v["role"] == "Current") == "b"
         assert story.settle(looks=20).public() == {"support": "c"}
 
+    def test_the_first_version_with_pods_that_can_be_told_nothing_any_more_stays_a_way_back(self) -> None:
+        story = Counter(candidate=candidate("a"))
+        story.look()
+        story.obey()
+        story.look()
+        name, host = story.version("a")["name"], story.version("a")["host"]
+        assert (story.version("a")["public"], story.roles()) == (True, {"a": "Candidate"})
+        story.spec |= {"maxLength": 4096, "version": "nonsense"}
+        story.look()
+        assert (story.progress()[1], story.roles(), story.replicas) == ("VersionNotFound", {"a": "Previous"}, {host: 1})
+        story.spec["version"] = name
+        assert (story.settle().traffic(), story.public()) == (host, {"support": "a"})
+
     def test_one_that_is_overtaken_before_its_pods_have_it_leaves_nothing(self) -> None:
         story = counter()
         story.spec["candidate"] = candidate("b")

@@ -15,6 +15,7 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. 
         (f"[rank0]: {CUDA}", True),
         ("RuntimeError: CUDA error: out of memory", True),
         ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("[rank1]: Failed to CUDA calloc async 8 bytes", True),
         ("RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.", True),
         ("ValueError: Please input the training dataset.", False),
         ("{'loss': 1.2, 'memory(GiB)': 7.2}", False),

@@ -8,6 +8,7 @@ from finetune_runtime.handled import is_told
 
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate memory"
+    r"|Failed to CUDA calloc"  # NCCL's, where several GPUs meet; seen on an H200 without room
 )
 _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 _MAX_CHARACTERS = 600
