@@ -156,6 +156,7 @@ class VersionStatus(Model):
     job_uid: str = Field(default="", description="UID of that job.")
     adapter: AdapterRef = Field(description="The adapter it serves; where it serves several, the one that it was made for.")
     served_name: str | None = Field(default=None, max_length=128, description="Model name of that adapter in the OpenAI API; absent: the endpoint's own.")
+    own_name: str | None = Field(default=None, max_length=128, description="The endpoint's own model name when it was made, by which its pods go.")
     others: list[ServedAdapter] | None = Field(default=None, max_length=16, description="Adapters that it serves beside, under other names.")
     eval_loss: Figure | None = Field(default=None, description="Evaluation loss that its training ended with.")
     model_bytes: int | None = Field(default=None, description="Bytes of the base model's weights.")

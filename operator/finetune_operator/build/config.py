@@ -10,7 +10,7 @@ from typing import Any
 from finetune_operator import names
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.meta import Owner
-from finetune_operator.api.modelendpoint import ModelEndpointSpec
+from finetune_operator.api.modelendpoint import ModelEndpointSpec, VersionStatus
 from finetune_operator.settings import Settings
 from finetune_runtime.contract.base import parse_quantity
 from finetune_runtime.contract.config import AdapterRef, EvaluateConfig, JobConfig, JobRef, Live, NamedAdapter, Reporting, ServeConfig
@@ -63,13 +63,18 @@ def serve_config(
         merged=merged if spec.quantization == "Merged" else None,
         engine=spec.engine,
         quantization=spec.quantization,
-        served_name=first or spec.served_name or name,
+        served_name=first or own_name(name, spec),
         live=live,
         max_length=spec.max_length,
         cache=spec.resources.cache_claim is not None,
         allow_cpu=settings.allow_cpu,
         cpu_threads=threads(spec.resources.cpu),
     )
+
+
+def own_name(endpoint: str, spec: ModelEndpointSpec, version: VersionStatus | None = None) -> str:
+    """The endpoint's own model name in the OpenAI API: that by which the pods of a version go, else that of today's spec."""
+    return (version.own_name if version else None) or spec.served_name or endpoint
 
 
 def config_map(owner: Owner, name: str, labels: dict[str, str], config: JobConfig | ServeConfig | EvaluateConfig, ca: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import SERVED_BASE, DriftConfig, EvaluateConfig, JobRef, Target, judge_key
 from finetune_runtime.contract.evaluation import Evaluation
 
-from .config import config_map
+from .config import config_map, own_name
 from .errand import errand, errand_labels
 from .pod import container, model_env, node_disk, pod_spec, source_volumes, storage_env
 from .serving import version_url
@@ -25,12 +25,18 @@ def _labels(owner: Owner) -> dict[str, str]:
 
 
 def evaluate_config(
-    owner: Owner, spec: ModelEndpointSpec, gates: tuple[Evaluation, ...], adapter: ServedAdapter, version: VersionStatus, current: str, asked: str = ""
+    owner: Owner,
+    spec: ModelEndpointSpec,
+    gates: tuple[Evaluation, ...],
+    adapter: ServedAdapter,
+    version: VersionStatus,
+    current: VersionStatus | None,
+    asked: str = "",
 ) -> EvaluateConfig:
-    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked`; empty: the one that users ask. `current`: name
-    of the Deployment that has the traffic and serves one under that name; empty: none.
+    """What the pod needs to know. `adapter`: which one of the version is asked, by the name `asked`; empty: the one that users ask. `current`: the
+    version that has the traffic and serves one under that name.
     """
-    served = adapter.name or spec.served_name or owner.name
+    own = own_name(owner.name, spec, version)
     # The one that a version is made for has its results in the version's directory, as always.
     place = version.name if adapter.name == version.served_name else f"{version.name}-{names.digest(adapter.name or '')}"
     return EvaluateConfig(
@@ -38,9 +44,9 @@ def evaluate_config(
         version=version.name,
         job=adapter.job,
         gates=list(gates),
-        candidate=Target(url=version_url(version.place, owner.namespace), model=asked or served),
+        candidate=Target(url=version_url(version.place, owner.namespace), model=asked or adapter.name or own),
         base=None if spec.quantization == "Merged" else Target(url=version_url(version.place, owner.namespace), model=SERVED_BASE),
-        current=Target(url=version_url(current, owner.namespace), model=served) if current else None,
+        current=Target(url=version_url(current.place, owner.namespace), model=adapter.name or own_name(owner.name, spec, current)) if current else None,
         storage=spec.storage.s3,
         uri=f"{spec.storage.s3.uri.rstrip('/')}/{owner.namespace}/{owner.name}/{owner.uid}/evaluations/{place}",
         eval_loss=adapter.eval_loss,

@@ -50,9 +50,9 @@ def with_known(wanted: Served, *records: VersionStatus | None) -> Served:
     return found
 
 
-def public(names: Mapping[str, object], own: str) -> list[str]:
-    """Model names in the OpenAI API: the endpoint's own first, then by the alphabet."""
-    return [name or own for name in sorted(names)]
+def public(version: VersionStatus, own: str) -> list[str]:
+    """Model names in the OpenAI API that a version serves: the endpoint's own first, then by the alphabet."""
+    return [name or own for name in sorted(served(version))]
 
 
 def of_job(versions: list[VersionStatus], uid: str) -> list[VersionStatus]:

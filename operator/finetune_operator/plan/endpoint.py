@@ -84,7 +84,7 @@ def _evaluation(rollout: Rollout, settings: Settings) -> Plan:
     elif candidate and verdict and verdict.question and verdict.gate in (Gate.ASK, Gate.WAIT):
         question, current = verdict.question, rollout.versions.current
         awaited = names.evaluation_job(owner.name, candidate.name, question.gate)
-        beside = current.place if current and question.served in served(current) else ""
+        beside = current if current and question.served in served(current) else None
         asked = live.asked_as(rollout, candidate, question.served)
         config = build_evaluation.evaluate_config(owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside, asked)
         create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.place, question.gates),) if verdict.gate is Gate.ASK else ()
@@ -202,11 +202,12 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     told = conditions.get(ConditionType.READY)
     if told and told.status == "True" and rollout.progress.reason != Reason.UP_TO_DATE:
         told = conditions.get(ConditionType.PROGRESSING)
+    own = build_config.own_name(owner.name, spec, current)
     update = {
         "observed_generation": owner.generation,
         "url": serving.url(owner.name, owner.namespace),
-        "served_name": spec.served_name or owner.name,
-        "served_names": public(served(current), spec.served_name or owner.name) if current else [],
+        "served_name": own,
+        "served_names": public(current, own) if current else [],
         "ready_replicas": view.ready if view else 0,
         "replicas": view.replicas if view else 0,
         "selector": serving.selector(owner.name, current.place) if current else "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_operator import clock, names
 from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpointStatus, VersionStatus
+from finetune_operator.build import config as build_config
 from finetune_operator.observe import PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.config import ADAPTERS_PORT, AdapterState, Live, NamedAdapter
@@ -96,7 +97,7 @@ def shares(one: VersionStatus, other: VersionStatus | None) -> bool:
 
 def asked_as(rollout: "Rollout", version: VersionStatus, name: str) -> str:
     """Name in the OpenAI API under which an adapter of a version is asked; `name`: empty, the endpoint's own. Names that users choose have no #."""
-    own = name or rollout.seen.spec.served_name or rollout.seen.owner.name
+    own = name or build_config.own_name(rollout.seen.owner.name, rollout.seen.spec, version)
     other = shown(rollout, version.host) if version.host else None
     beside = served(other).get(name) if other else None
     if other is None or (beside and beside.adapter == served(version)[name].adapter):

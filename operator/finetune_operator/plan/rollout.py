@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_operator import clock, names
 from finetune_operator.api.modelendpoint import VersionStatus
+from finetune_operator.build import config as build_config
 from finetune_operator.observe import DeploymentView, JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
@@ -94,7 +95,7 @@ def roll(rollout: Rollout, target: Target) -> None:
     if bad := next((text for gate in target.gates if (text := fault_of(gate))), ""):
         rollout.progress = Fault(Reason.INVALID_SPEC, f"the gate of version {target.name} cannot be read: {bad}")
         return
-    candidate = _candidate(versions, target, known)
+    candidate = _candidate(rollout, target, known)
     live.settle(rollout)
     if refused := rollout.seen.refused:  # objects of the candidate
         rollout.held = True
@@ -231,9 +232,11 @@ def drop_candidates(rollout: Rollout, keep: str = "") -> bool:
     return moved
 
 
-def _candidate(versions: Versions, target: Target, known: VersionStatus | None) -> VersionStatus:
+def _candidate(rollout: Rollout, target: Target, known: VersionStatus | None) -> VersionStatus:
     """The target's record."""
-    record = target.record(known, versions.current)
+    versions, record = rollout.versions, target.record(known, rollout.versions.current)
+    if known is None:  # today's spec makes it; the name is a part of what makes a version
+        record = record.model_copy(update={"own_name": build_config.own_name(rollout.seen.owner.name, rollout.seen.spec)})
     if record.role in ("Rejected", "Retired"):
         record = record.model_copy(update={"merged": None})  # a look whether it is still in storage takes seconds
     return versions.put(record) if record.role == "Candidate" else versions.move(record, "Candidate")

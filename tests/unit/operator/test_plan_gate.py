@@ -272,9 +272,14 @@ def test_the_pod_asks_through_the_versions_own_service_and_is_selected_by_none()
 def test_the_pod_is_told_whom_to_ask_and_where_to_leave_the_results() -> None:
     seen = endpoint_state(spec={"gate": GATE, "candidate": candidate("b"), "servedName": "desk"})
     assert seen.spec.candidate
-    record = VersionStatus(name="support-new", role="Candidate", adapter=seen.spec.candidate.adapter)
-    config = evaluate_config(owner("ModelEndpoint"), seen.spec, gates(seen.spec, seen.spec.candidate), served(record)[""], record, "support-old").dump()
+    record, old = (
+        VersionStatus(name=f"support-{name}", role=role, adapter=seen.spec.candidate.adapter) for name, role in (("new", "Candidate"), ("old", "Current"))
+    )
+    config = evaluate_config(owner("ModelEndpoint"), seen.spec, gates(seen.spec, seen.spec.candidate), served(record)[""], record, old).dump()
     assert config["candidate"] == {"url": "http://support-new.team.svc.cluster.local/v1", "model": "desk"}
     assert config["base"] == {"url": "http://support-new.team.svc.cluster.local/v1", "model": "base"}
     assert config["current"] == {"url": "http://support-old.team.svc.cluster.local/v1", "model": "desk"}
     assert config["uri"] == "s3://models/ft/team/support/uid-1/evaluations/support-new"
+    renamed = old.model_copy(update={"own_name": "front"})
+    config = evaluate_config(owner("ModelEndpoint"), seen.spec, gates(seen.spec, seen.spec.candidate), served(record)[""], record, renamed).dump()
+    assert (config["candidate"]["model"], config["current"]["model"]) == ("desk", "front"), "each by the name that its pods go by"

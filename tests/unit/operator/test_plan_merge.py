@@ -210,7 +210,7 @@ def test_a_merged_version_has_no_base_to_ask_and_other_quantisations_are_compare
     seen = endpoint_state(spec={"candidate": candidate("b"), "quantization": quantization})
     assert seen.spec.candidate
     record = VersionStatus(name="support-new", role="Candidate", adapter=seen.spec.candidate.adapter)
-    config = evaluate_config(owner("ModelEndpoint"), seen.spec, (), served(record)[""], record, "").dump()
+    config = evaluate_config(owner("ModelEndpoint"), seen.spec, (), served(record)[""], record, None).dump()
     assert [field for field in ("base", "drift") if field in config] == asked
     if "drift" in asked:
         assert config["drift"] == {"adapter": candidate("b")["adapter"], "quantization": quantization, "engine": "vLLM"}

@@ -60,6 +60,19 @@ class TestBlueGreen:
         assert (story.roles(), story.replicas) == ({"c": "Current", "b": "Previous", "a": "Retired"}, {second: 1, third: 3})
         assert first not in story.replicas
 
+    def test_a_new_name_is_told_when_pods_that_go_by_it_have_the_traffic(self) -> None:
+        story = Story(servedName="desk")
+        old = story.serving("a")
+        story.spec["servedName"] = "front"
+        story.look()
+        assert (story.traffic(), story.status["servedName"], story.status["servedNames"]) == (old, "desk", ["desk"])
+        story.up("a")
+        story.look()
+        assert (story.traffic(), story.status["servedName"], story.status["servedNames"]) == (story.name("a"), "front", ["front"])
+        story.spec["version"] = old
+        story.look()
+        assert (story.traffic(), story.status["servedName"]) == (old, "desk"), "pods that are kept are brought back as they are"
+
     def test_a_candidate_that_another_one_overtakes_goes(self) -> None:
         story = Story()
         story.serving("a")
