@@ -48,11 +48,18 @@ def test_a_checkpoint_of_another_run_is_never_resumed_or_passed_over(other: dict
 
 
 @pytest.mark.parametrize(
-    ("step", "total", "finished"),
-    [(99, 100, False), (100, 100, True), (101, 100, True), (50, 0, False)],
+    ("step", "total", "final", "finished", "only_evaluated"),
+    [
+        pytest.param(99, 100, False, False, False, id="a step is left"),
+        pytest.param(100, 100, True, True, False, id="the end"),
+        pytest.param(100, 100, False, False, True, id="its evaluation was cut"),
+        pytest.param(50, 0, False, False, False, id="nobody knows how many there are"),
+    ],
 )
-def test_a_checkpoint_at_the_last_step_needs_no_training(step: int, total: int, finished: bool) -> None:
-    assert Candidate(*entry(step, total=total)).finished is finished
+def test_a_checkpoint_at_the_last_step_needs_no_training(step: int, total: int, final: bool, finished: bool, only_evaluated: bool) -> None:
+    position, uri, manifest = entry(step, total=total)
+    candidate = Candidate(position, uri, manifest.model_copy(update={"final": final}))
+    assert (candidate.finished, candidate.only_evaluated) == (finished, only_evaluated)
 
 
 def test_a_training_that_stopped_early_needs_no_more_training() -> None:

@@ -17,8 +17,13 @@ class Candidate:
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to train. ms-swift would train one step too many if it were resumed."""
-        return self.manifest.final or self.step >= self.manifest.total_steps > 0
+        """Nothing is left to do. ms-swift would train one step too many if it were resumed."""
+        return self.manifest.final
+
+    @property
+    def only_evaluated(self) -> bool:
+        """The last step is made, and SIGTERM cut its evaluation."""
+        return not self.finished and self.step >= self.manifest.total_steps > 0
 
     @property
     def micro_batch(self) -> int:

@@ -52,7 +52,7 @@ class Run:
         self._too_large: list[int] = []
         self.uploader = Uploader(store, config.prefix, config.checkpoints.keep, before=self.upload_report, committed=self._on_committed)
         self.checkpoint: Path | None = None  # local, the newest
-        self._finished = False
+        self._finished = self._only_evaluates = False
         self.diverged = ""
         self._divergence = Divergence(loss_scaling=command.dtype(config.tuning, start.hardware) == "float16")
         candidate, self.checkpoint = start.resume or (None, None)
@@ -65,7 +65,7 @@ class Run:
         self.declined = False  # the process cannot take the fast path: another one takes its place
         self.summary = TrainSummary(micro_batch=self._fast.plan.micro_batch if self._fast.plan else micro, fast_path=self._fast.status)
         if candidate:
-            self._finished = candidate.finished
+            self._finished, self._only_evaluates = candidate.finished, candidate.only_evaluated
             self._update(stopped_early=candidate.manifest.final and candidate.step < candidate.manifest.total_steps)
             self.uploader.committed_step = candidate.step
             self._metrics.restore(start.metrics, candidate.step, self.summary.micro_batch)
@@ -74,7 +74,7 @@ class Run:
         reporter.update(checkpoint_step=self.summary.committed_step, resumed_from=self.summary.resumed_from)
 
     def is_finished(self) -> bool:
-        """Whether the last step's checkpoint is there."""
+        """Whether the last step's checkpoint is there, and evaluated if there was time."""
         return self._finished
 
     def command(self, *, resume: bool = True) -> list[str]:
@@ -128,6 +128,7 @@ class Run:
                 log.info("the training is over: the model answers validation prompts for the report")
             case events.Kind.EVALUATED | events.Kind.END:
                 self._reporter.update(phase=Phase.TRAINING)
+                self._finished = self._finished or (self._only_evaluates and event.kind is events.Kind.END)
         if event.kind in {events.Kind.BEGIN, events.Kind.EVALUATED, events.Kind.SAVED}:
             self._metrics.time_from(event.step, now)
         self._update(fast_path=self._fast.status)
@@ -210,7 +211,7 @@ class Run:
         config, dataset, inputs = self._config, self._start.dataset, self._start.inputs
         adapter.prove_end(self.checkpoint, stopped_early=self.summary.stopped_early)
         step, chosen = self._chosen(self.checkpoint)
-        self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss"))  # None: SIGTERM came in its evaluation
+        self._update(loss=adapter.last_loss(chosen), eval_loss=self._metrics.at(step, "evalLoss"))  # None: SIGTERM came in its evaluation, twice
         self._record_command()
         self._metrics.write(self._metrics_file)
         self.upload_report()
@@ -249,9 +250,11 @@ class Run:
         if self._config.checkpoints.use == "Last":
             return step, last
         complete = {number: (uri, manifest) for number, uri, manifest in artefacts.checkpoints(self._store, self._config.prefix)}
-        chosen = best({number: manifest.eval_loss for number, (_, manifest) in complete.items()})
+        # The last one may have been evaluated by a later process than the one that saved it.
+        chosen = best({number: manifest.eval_loss for number, (_, manifest) in complete.items()} | {step: self._metrics.at(step, "evalLoss")})
         if chosen is None:
             log.warning("no checkpoint was taken at an evaluated step: the last one becomes the adapter")
+        if chosen in (None, step):
             return step, last
         path = self._scratch / "best" / f"checkpoint-{chosen}"
         artefacts.fetch(self._store, complete[chosen][0], path)

@@ -47,6 +47,7 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         self._stopped_early = False
         self._stop_since: float | None = None  # seconds of a monotonic clock: when SIGTERM came
         self._evaluating = False
+        self._evaluation_left = False  # the training is over, and its last evaluation is not
         self._memory = 0.0  # GiB reserved at most, of several GPUs on the fullest
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -59,6 +60,11 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         # Only now is there something to save. Before, SIGTERM ends the process at once, as it should.
         handle_here_only(signal.SIGTERM, self._on_sigterm)
         self._send(Kind.BEGIN, state)
+        self._evaluation_left = state.global_step >= state.max_steps
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if self._evaluation_left:
+            self._only_evaluate(state)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         told, self._memory = ranks.largest(self._stop_since is not None, _reserved())
@@ -95,9 +101,15 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
             self._send(Kind.LOG, state, values={WEIGHTS: math.nan})  # the supervisor ends the training
         elif state.is_world_process_zero:
             path = stage(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._staging)
-            self._send(Kind.SAVED, state, path=str(path), final=self._stopped_early or state.global_step >= state.max_steps)
+            over = (self._stopped_early or state.global_step >= state.max_steps) and not self._evaluation_left
+            self._send(Kind.SAVED, state, path=str(path), final=over)
 
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if self._evaluation_left:  # there was no epoch to begin
+            self._only_evaluate(state)
+        self._end(state)
+
+    def _end(self, state: Any) -> None:
         # The last checkpoint is staged: whatever happens to the answers, nothing is lost.
         at_its_end = self._stopped_early or state.global_step >= state.max_steps
         if at_its_end and self._stop_since is None and self._prompts and state.is_world_process_zero:
@@ -134,11 +146,22 @@ class FinetuneCallback(TrainerCallback):  # type: ignore[misc]  # ms-swift is un
         finally:
             watchdog.cancel()
 
+    def _only_evaluate(self, state: Any) -> None:
+        """What an eviction left of a training whose last step is safe. It ends here: ms-swift would train one step too many."""
+        if self.trainer.eval_dataset is not None:
+            self.trainer.evaluate()
+        self._end(state)
+        os._exit(0)
+
     def _leave_evaluation(self, args: Any, state: Any, control: Any) -> None:
-        """An evaluation may take longer than an eviction leaves. The step before it is whole, so it is saved from here and the rest left."""
-        self._send(Kind.SAVING, state)
-        self.trainer._save_checkpoint(self.trainer.model, trial=None)  # noqa: SLF001  there is no other way to save in the middle of an evaluation
-        self.on_save(args, state, control)
+        """An evaluation may take longer than an eviction leaves. The step before it is whole, so it is saved from here and the rest left: to the next
+        process, which begins with it. That one leaves it for good, or a training on machines that go soon would never end.
+        """
+        if not self._evaluation_left:
+            self._evaluation_left = state.global_step >= state.max_steps
+            self._send(Kind.SAVING, state)
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)  # noqa: SLF001  there is no other way to save in the middle of an evaluation
+            self.on_save(args, state, control)
         self._send(Kind.END, state)
         os._exit(0)
 
