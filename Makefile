@@ -31,7 +31,7 @@ unit: venv ## Pure tests, seconds
 simulate: venv ## The operator in random schedules of faults; SEEDS=, COVERAGE=1; SEED=k replays one with its trace
 	@$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000)) $(if $(COVERAGE),--coverage)
 integration: venv ## Against a real API server (control plane only)
-	@.venv/bin/pytest -n 2 --dist loadfile tests/integration
+	@.venv/bin/pytest -n 3 --dist loadfile tests/integration
 test-crash: venv ## The operator killed at 50 random moments: every job ends as it would have; KILLS=, SEED=
 	@.venv/bin/pytest -q -s tests/crash --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image

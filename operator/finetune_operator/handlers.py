@@ -60,6 +60,16 @@ class Runtime:
         views = self.caches.pods.get((namespace, job), ())
         return next((str(view.job_uid) for view in views if view.name == pod and view.uid == uid and view.job_uid in owners), "")
 
+    def waiting_for(self, namespace: str, endpoint: str) -> set[str]:
+        """Names of the FineTuneJobs that name an endpoint and have not ended: also one that it cannot take up as it is waits for its change."""
+        found: set[str] = set()
+        for at in list(self.caches.finetunejobs):
+            for raw in self.caches.finetunejobs.get(at, ()) if at[0] == namespace else ():
+                inference = raw["spec"].get("inference")
+                if inference is not None and (inference.get("endpoint") or at[1]) == endpoint and not raw["status"].get("completionTime"):
+                    found.add(at[1])
+        return found
+
     def _finetunejobs(self) -> Iterator[Mapping[str, Any]]:
         return (raw for found in self.caches.finetunejobs.values() for raw in found)
 
@@ -210,11 +220,12 @@ def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
 
 @kopf.on.event(GROUP, VERSION, "modelendpoints")
 def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status: Any, meta: Any, **_: Any) -> None:
-    """A ModelEndpoint changed: jobs whose versions it has wait for it, or the one that owns it."""
+    """A ModelEndpoint changed: jobs whose versions it has wait for it, those that name it, and the one that owns it."""
     _enqueue(memo, "ModelEndpoint", namespace, name)
     versions = status.get("versions") or ()
     told = [spec.get("candidate") or {}, *(spec.get("adapters") or ()), *versions, *(other for v in versions for other in v.get("others") or ())]
     waiting = {found.get("job") for found in told}
+    waiting |= cast("Runtime", memo.runtime).waiting_for(namespace, name)
     waiting |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
     for job in sorted(filter(None, waiting)):
         _enqueue(memo, "FineTuneJob", namespace, job)

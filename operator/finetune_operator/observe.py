@@ -26,6 +26,7 @@ class JobView:
     uid: str = ""
     suspended_at: str = ""  # when its controller took note of the suspension; empty while it is not suspended
     pods: int = 0  # active and terminating ones, as its controller counts them
+    started_at: str = ""  # since when its controller makes pods; empty while it is suspended, or has not been taken note of
     queue: str = ""  # Kueue's LocalQueue; empty: spec.suspend is ours alone
     image: str = ""
 
@@ -168,13 +169,18 @@ def job_view(raw: Raw) -> JobView:
         uid=meta["uid"],
         suspended_at=suspended.get("lastTransitionTime", "") if suspended.get("status") == "True" else "",
         pods=status.get("active", 0) + status.get("terminating", 0),
+        started_at=status.get("startTime") or "",
         queue=labels.get(names.LABEL_QUEUE, ""),
         image=raw["spec"]["template"]["spec"]["containers"][0]["image"],
     )
 
 
+# What else is in a pod was injected, by a service mesh for example: how that ends says nothing about the step.
+_OURS = (names.CONTAINER, names.FETCH_CONTAINER, names.FOLLOW_CONTAINER)
+
+
 def _ended(statuses: list[Raw]) -> Ended | None:
-    """The container that decided: a failed one first, else the main one."""
+    """The container of ours that decided: a failed one first, else the main one."""
     found = []
     for status in statuses:
         # A crash-looping container is waiting now; how it ended is in its last state.
@@ -190,6 +196,7 @@ def pod_view(raw: Raw) -> PodView:
     meta, status = raw["metadata"], raw.get("status") or {}
     labels = meta.get("labels") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    ours = [s for s in statuses if s["name"] in _OURS]
     waiting = [w for s in statuses if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating")]
     conditions = _conditions(raw)
     scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
@@ -207,8 +214,8 @@ def pod_view(raw: Raw) -> PodView:
         waiting_reason=waiting[0].get("reason", "") if waiting else "",
         waiting_message=waiting[0].get("message", "") if waiting else "",
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        restarts=sum(s.get("restartCount", 0) for s in statuses),
-        ended=_ended(statuses),
+        restarts=sum(s.get("restartCount", 0) for s in ours),
+        ended=_ended(ours),
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         step=labels.get(names.LABEL_STEP, ""),
         address=status.get("podIP", ""),

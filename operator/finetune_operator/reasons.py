@@ -34,6 +34,7 @@ class Reason(StrEnum):
     NOT_SUSPENDED = "NotSuspended"
     SUSPENDING = "Suspending"
     UNSCHEDULABLE = "Unschedulable"
+    POD_NOT_CREATED = "PodNotCreated"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105  a reason, not a secret
     VOLUME_NOT_FOUND = "VolumeNotFound"
     IMAGE_PULL_FAILED = "ImagePullFailed"

@@ -61,6 +61,12 @@ def _owner(kind: str, raw: Mapping[str, Any]) -> Owner:
     return Owner(kind=kind, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"], generation=meta.get("generation", 0))
 
 
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
 def _readable(conditions: Iterable[Mapping[str, Any]]) -> list[Condition]:
     found = []
     for raw in conditions:
@@ -121,7 +127,7 @@ class Reconciler:
         if not outcome.whole:
             decided = job_plan.decide(replace(state, conflicts=tuple(outcome.conflicts), refused=outcome.refused), self._settings, self._now())
         await self._report(key, state.owner, raw, state.status.conditions, decided)
-        return decided.requeue_after or (None if is_final(state.status.conditions) else RESYNC)
+        return decided.requeue_after if is_final(state.status.conditions) else min(decided.requeue_after or RESYNC, RESYNC)
 
     def _forget(self, key: Key) -> None:
         self._progress.forget((key.namespace, key.name))
@@ -146,6 +152,7 @@ class Reconciler:
     async def _observe(self, owner: Owner, raw: Mapping[str, Any], job: FineTuneJob, children: Offspring) -> JobState:
         at, uids = (owner.namespace, owner.name), {j.uid for j in children.jobs}
         asks = job_plan.asks_for_nodes(job.spec, job.status, children.jobs)
+        endpoint, endpoint_fault = await self._endpoint_of(owner, job, live=children.live)
         return JobState(
             owner=owner,
             spec=job.spec,
@@ -156,20 +163,25 @@ class Reconciler:
             workloads=tuple(w for w in _all(self._caches.workloads, *at) if w.job_uid in uids),
             nodes=await self._nodes.offering(job.spec.resources.gpu_resource) if asks else None,
             ignore_fit=(raw["metadata"].get("annotations") or {}).get(ANNOTATION_IGNORE_FIT) == "true",
-            endpoint=await self._endpoint_of(owner, job, live=children.live),
+            endpoint=endpoint,
+            endpoint_fault=endpoint_fault,
             progress=self._progress.latest(at, owner.uid, self._now()),
             ca=self._ca,
         )
 
-    async def _endpoint_of(self, owner: Owner, job: FineTuneJob, *, live: bool) -> EndpointView | None:
+    async def _endpoint_of(self, owner: Owner, job: FineTuneJob, *, live: bool) -> tuple[EndpointView | None, str]:
+        """The endpoint that the job deploys to, or why it cannot be read, which holds up nothing before the job needs it."""
         if job.spec.inference is None:
-            return None
+            return None, ""
         key = Key("ModelEndpoint", owner.namespace, endpoint_name(owner, job.spec.inference))
         raw = await (self._objects.read(key) if live else self._objects.newest(key))
         if raw is None:
-            return None
-        found = ModelEndpoint.model_validate(raw)
-        return EndpointView(owner_uid=owner_uid(raw), spec=found.spec, status=found.status)
+            return None, ""
+        try:
+            found = ModelEndpoint.model_validate(raw)
+        except ValidationError as error:
+            return None, f"ModelEndpoint {key.name} cannot be read ({_first(error)})"
+        return EndpointView(owner_uid=owner_uid(raw), spec=found.spec, status=found.status), ""
 
     async def _endpoint(self, key: Key) -> float | None:
         raw = await self._objects.newest(key)
@@ -210,12 +222,10 @@ class Reconciler:
 
     async def _refuse(self, owner: Owner, raw: Mapping[str, Any], error: ValidationError) -> None:
         """A spec that this version cannot read, for example because the CRD is newer."""
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         known: Mapping[str, Any] = raw.get("status") or {}
         before = _readable(known.get("conditions", ()))
         conditions = Conditions(before, owner.generation, clock.text(self._now()))
-        conditions.set(ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, f"{where}: {first['msg']}; does the CRD belong to this operator's version?")
+        conditions.set(ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, f"{_first(error)}; does the CRD belong to this operator's version?")
         # Whatever else was recorded stays: it is not ours to forget because this version cannot read the spec.
         status = {**known, "reason": Reason.INVALID_SPEC, "conditions": [c.dump() for c in conditions.all()]}
         await self._report(Key(owner.kind, owner.namespace, owner.name), owner, raw, before, Plan(status={"phase": "Pending", **status}))

@@ -42,6 +42,7 @@ def _newer_checkpoint(jobs: Jobs) -> None:
     wait("a newer checkpoint in S3", lambda: max(committed(jobs), default=0) > before, 180)
 
 
+@pytest.mark.long
 def test_evictions_do_not_use_up_the_retries(jobs: Jobs) -> None:
     jobs.submit(training={**LONG, "epochs": 16}, retries={"limit": 0})
     for _ in range(2):

@@ -25,7 +25,7 @@ def manifest(uri: str) -> tuple[dict[str, Any], str]:
     return json.loads(data), hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("engine", ["vLLM", "Swift"])
+@pytest.mark.parametrize("engine", ["vLLM", pytest.param("Swift", marks=pytest.mark.long)])
 def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs, engine: str) -> None:
     memory = "4Gi" if engine == "vLLM" else "3Gi"
     jobs.submit(inference={"engine": engine, "servedName": "rooms", "resources": {"cpu": "250m", "memory": memory, "scratch": "5Gi"}})
@@ -60,6 +60,7 @@ def test_a_job_goes_from_rows_to_an_endpoint_that_answers_as_trained(jobs: Jobs,
     assert "Deployed" in events
 
 
+@pytest.mark.long
 def test_retraining_rolls_the_same_endpoint_to_the_new_version(jobs: Jobs) -> None:
     inference = {"endpoint": "desk", "engine": "Swift", "strategy": {"watchSeconds": 20}, "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}}
     short = {"epochs": 1, "learningRate": "1e-3", "maxLength": 256, "effectiveBatchSize": 8}

@@ -37,7 +37,7 @@ def evict(namespace: str, pod: str) -> None:
     kubectl("create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-", text=json.dumps(body))
 
 
-@pytest.mark.parametrize("how", ["deleted", "evicted", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("deleted", marks=pytest.mark.long), pytest.param("evicted", marks=pytest.mark.long), "killed"])
 def test_a_training_pod_that_goes_in_mid_run_costs_no_committed_step(jobs: Jobs, how: str) -> None:
     jobs.submit(training=LONG)
     wait("a checkpoint in S3", lambda: committed(jobs), 180)
@@ -65,7 +65,7 @@ def owned(namespace: str) -> list[str]:
     return [f"{o['kind']}/{o['metadata']['name']}" for o in found if o["metadata"]["name"] != "kube-root-ca.crt"]
 
 
-@pytest.mark.parametrize("operator", ["running", "scaled to zero"])
+@pytest.mark.parametrize("operator", [pytest.param("running", marks=pytest.mark.long), "scaled to zero"])
 def test_deleting_a_job_takes_its_children_and_leaves_its_artefacts(jobs: Jobs, operator: str) -> None:
     jobs.submit(training={**LONG, "epochs": 1}, inference={"engine": "Swift", "resources": {"cpu": "250m", "memory": "3Gi", "scratch": "5Gi"}})
     jobs.phase("Succeeded", 240)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.job import finetunejob, phase, prepared, running, train_message
+from tests.integration.job import TRAINED, finetunejob, phase, prepared, running, train_message, training
 from tests.integration.operator_process import Namespace, Operator, wait
 
 Body = dict[str, Any]
@@ -114,6 +114,17 @@ def test_the_gate_stands_between_an_answer_and_the_traffic(mine: Endpoint) -> No
     mine.evaluation(True)
     assert mine.until("c", "Current")["evaluation"]["passed"] is True
     assert mine.traffic() == mine.version("c")["name"]
+
+
+def test_a_job_whose_adapter_the_endpoint_cannot_serve_goes_on_when_it_can(mine: Endpoint) -> None:
+    mine.edit(model={"source": "s3://models/other"})
+    here = mine.here
+    here.apply(finetunejob("late", inference={"endpoint": "support"}, activeDeadlineSeconds=3600))
+    here.end(training(here, "late"), 0, TRAINED)
+    status = wait("what it waits for", lambda: found if (found := here.status("late")).get("reason") == "WaitingForEndpoint" else {})
+    assert "serves base model s3://models/other" in status["message"]
+    mine.edit(model={"source": "s3://models/base"})
+    wait("its adapter is proposed", lambda: here.get("modelendpoint", "support")["spec"].get("candidate", {}).get("job") == "late", 30)
 
 
 def test_an_adapter_is_merged_before_the_pods_of_its_version_start(mine: Endpoint) -> None:

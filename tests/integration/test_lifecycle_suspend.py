@@ -127,4 +127,4 @@ def test_a_job_that_is_suspended_after_its_end_stays_as_it_ended(operator: Opera
     before = phase(here, "Succeeded")
     here.edit(suspend=True)
     time.sleep(2)
-    assert here.status() == before
+    assert here.status() == {**before, "observedGeneration": before["observedGeneration"] + 1}

@@ -80,6 +80,17 @@ def test_a_job_that_the_cluster_does_not_take_is_named_and_goes_on_when_it_does(
     assert phase(here, "Preparing")["reason"] != "Refused"
 
 
+def test_pods_that_the_cluster_does_not_take_are_named_and_waited_for_in_time(operator: Operator, here: Namespace) -> None:
+    here.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods"}, "spec": {"hard": {"pods": "0"}}})
+    wait("the quota is in force", lambda: here.get("resourcequota", "no-pods").get("status", {}).get("used"))
+    here.apply(finetunejob(schedulingTimeoutSeconds=34))
+    status = wait("that no pod comes", lambda: found if (found := here.status()).get("reason") == "PodNotCreated" else {}, 60)
+    assert (status["phase"], "kubectl describe job support-prep-1" in status["message"]) == ("Preparing", True)
+    status = phase(here, "Failed")
+    assert (status["reason"], "waited 34 s" in status["message"]) == ("PodNotCreated", True)
+    here.rest.delete("resourcequota", "no-pods")
+
+
 # --- GPU memory
 QWEN3_8B = {
     "num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,

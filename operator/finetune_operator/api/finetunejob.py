@@ -36,7 +36,10 @@ class Resources(Model):
     )
     nodes: int = Field(default=1, ge=1, le=64, description="Nodes to train on.")
     gpu_resource: str = Field(
-        default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU, for example nvidia.com/mig-3g.20gb."
+        default="nvidia.com/gpu",
+        max_length=253,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,54}[A-Za-z0-9])?$",  # with .memory it is a label of nodes
+        description="Extended resource that stands for a GPU, for example nvidia.com/mig-3g.20gb.",
     )
     gpu_memory: Quantity | None = Field(
         default=None,

@@ -69,6 +69,9 @@ def deploy(seen: JobState, status: FineTuneJobStatus) -> Deploy:
     if inference is None:
         passed = EvaluationResult(passed=True) if gate else None
         return Deploy(evaluated=Stated("True", Reason.GATE_OPEN, "the evaluation loss is within its bound") if gate else None, evaluation=passed)
+    if seen.endpoint_fault:
+        message = f"{seen.endpoint_fault}: correct it, or install the operator's version that its CustomResourceDefinition belongs to"
+        return Deploy(deployed=Stated("False", Reason.WAITING_FOR_ENDPOINT, message), evaluation=status.evaluation, endpoint=status.endpoint)
     return _through_endpoint(seen, status, artifact, inference)
 
 

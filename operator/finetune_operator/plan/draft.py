@@ -65,13 +65,18 @@ class Draft:
             self.act(create=(), delete=tuple(dict.fromkeys((*self.plan.delete, *leftovers(self.seen)))))
         shown = deciding(conditions)
         progress = self.status.progress
-        running = not final and not conditions.is_true(ConditionType.TRAINED)
+        quota = conditions.get(ConditionType.QUOTA_RESERVED)
+        waits = conditions.is_true(ConditionType.SUSPENDED) or (quota is not None and quota.status != "True")
+        if progress and waits:  # nobody knows how long
+            progress = progress.model_copy(update={"eta_seconds": None})
+        running = not (final or waits or conditions.is_true(ConditionType.TRAINED))
         self.update(
             observed_generation=self.seen.owner.generation,
             phase=phase(conditions),
             reason=shown.reason if shown else "",
             message=shown.message if shown else "",
             conditions=conditions.all(),
+            progress=progress,
             display=_display(progress, running=running) if progress else None,
         )
         made = (*self.plan.apply, *self.plan.create, *self.plan.propose)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from finetune_operator import clock, names
 from finetune_operator.api.meta import ConditionType
-from finetune_operator.names import Step
 from finetune_operator.observe import JobView, PodView, WorkloadView
 from finetune_operator.reasons import Reason
 
@@ -57,7 +56,7 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     conditions = draft.conditions
     if conditions.is_true(ConditionType.TRAINED):
         return False  # it has given its quota back, and that was said
-    job = next((j for j in live if j.queue and j.step == Step.TRAIN), None)
+    job = next((j for j in live if j.queue), None)  # with a default LocalQueue Kueue takes the check of the data up as well
     if job is None:
         conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False
@@ -126,5 +125,15 @@ def check_deadline(draft: Draft) -> None:
         f"the job was active for {round(used)} s; spec.activeDeadlineSeconds is {limit}. "
         "Checkpoints stay in storage. Create a new job with a longer deadline, or without one"
     )
+    _cut_off(draft, message)
     draft.fail(Reason.DEADLINE_EXCEEDED, message)
     count_time(draft, Hold())
+
+
+def _cut_off(draft: Draft, message: str) -> None:
+    """The step that is under way ends with the job."""
+    unfinished = next((kind for kind in (ConditionType.DATA_READY, ConditionType.TRAINED) if not draft.conditions.is_true(kind)), None)
+    if unfinished:
+        draft.conditions.set(unfinished, "False", Reason.DEADLINE_EXCEEDED, message)
+    ended = {"ended_at": clock.text(draft.now), "reason": Reason.DEADLINE_EXCEEDED, "message": message[:1000]}
+    draft.update(attempts=[a if a.ended_at else a.model_copy(update=ended) for a in draft.status.attempts])

@@ -37,7 +37,7 @@ def _view(draft: Draft, step: Step) -> StepView:
     taken = next((w.evicted for w in seen.workloads if w.evicted and not w.reserved and not w.paused and not w.finished), "")
     return StepView(
         step=step, attempts=draft.status.attempts, failures=draft.status.failures.get(step, 0), jobs=seen.jobs, pods=seen.pods,
-        retries=seen.spec.retries, scheduling_timeout=seen.spec.scheduling_timeout_seconds, preempted=taken if step is Step.TRAIN else "",
+        retries=seen.spec.retries, scheduling_timeout=seen.spec.scheduling_timeout_seconds, preempted=taken,
         noted=stated is not None and stated.reason in (Reason.STOPPING, Reason.PENDING),
     )  # fmt: skip
 
@@ -216,8 +216,8 @@ def _deploy(draft: Draft) -> None:
     """Hand the adapter over to its endpoint, and end."""
     draft.act(apply=())  # nothing reads the configuration any more
     step = deploy(draft.seen, draft.status)
-    if step.failed or step.propose:
-        draft.look()  # what a cache shows may be the endpoint as it was before it was told of this version
+    if step.failed or step.propose or step.create:
+        draft.look()  # a cache may show the endpoint as it was before it was told of this version; and where it is not there, the job may have gone with it
     draft.act(create=draft.plan.create + step.create, propose=step.propose)
     draft.update(endpoint=step.endpoint, evaluation=step.evaluation)
     for kind, stated in ((ConditionType.EVALUATED, step.evaluated), (ConditionType.DEPLOYED, step.deployed)):
@@ -231,7 +231,9 @@ def _deploy(draft: Draft) -> None:
 
 def _ended(seen: JobState, now: float) -> Plan:
     """Plan for a job that has succeeded or failed: its status stands; what still runs must not, and its time to be kept may be over."""
-    ttl, plan = seen.spec.ttl_seconds_after_finished, Plan(delete=leftovers(seen), status=seen.status.dump())
+    # A change of what may still be changed is taken note of: kstatus would wait for that.
+    status = seen.status.model_copy(update={"observed_generation": seen.owner.generation})
+    ttl, plan = seen.spec.ttl_seconds_after_finished, Plan(delete=leftovers(seen), status=status.dump())
     if ttl is None or seen.status.completion_time is None:
         return plan
     left = clock.seconds(seen.status.completion_time) + ttl - now

@@ -311,6 +311,8 @@ def why(rollout: Rollout, version: str) -> Fault:
         fetch = pod.ended and pod.ended.container == names.FETCH_CONTAINER and pod.ended.exit_code
         return Fault(Reason.FETCH_FAILED if fetch else fault.reason, f"version {version}, pod {pod.name}: {fault.message}")
     state = "loads the model" if pod.running else "fetches the model and the adapter"
+    if pod.restarts and pod.ended and pod.ended.exit_code:
+        state += f" again: {failure(pod.ended, '').message}"
     return Fault(Reason.ROLLING_OUT, f"version {version}: pod {pod.name} {state}")
 
 

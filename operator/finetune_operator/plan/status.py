@@ -74,6 +74,9 @@ def _pending(conditions: Conditions) -> Condition | None:
     """The first step on the path that is not done."""
     trained, suspended = conditions.get(ConditionType.TRAINED), conditions.get(ConditionType.SUSPENDED)
     stopping = (trained and trained.reason == Reason.STOPPING) or (suspended and suspended.status == "Unknown")
+    quota = conditions.get(ConditionType.QUOTA_RESERVED)
+    if quota and quota.status != "True" and not stopping and _is_checked_in_a_queue(conditions):
+        return quota
     for kind in _PATH:
         found = conditions.get(kind)
         if found is None or found.status == "True":
@@ -84,6 +87,11 @@ def _pending(conditions: Conditions) -> Condition | None:
             continue  # the quota is gone, but the pod still commits its checkpoint: it is not queued yet
         return found
     return None
+
+
+def _is_checked_in_a_queue(conditions: Conditions) -> bool:
+    """Whether what waits for quota is the check of the data."""
+    return conditions.is_true(ConditionType.ACCEPTED) and not conditions.is_true(ConditionType.DATA_READY)
 
 
 def deciding(conditions: Conditions) -> Condition | None:

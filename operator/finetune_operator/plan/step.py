@@ -12,11 +12,13 @@ from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
 
-from .faults import Failure, ending, failure, result, waiting
+from .faults import Failure, Fault, ending, failure, result, waiting
 
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
 RESULT_PATIENCE = 15.0
+# A Job that is started has its pod within a second, and a pod on a node runs as soon as its image is there: what takes longer has a cause to be looked for.
+POD_PATIENCE, START_PATIENCE = 30.0, 180.0
 SOON = 0.2  # seconds to a look that only has to come after the status is written
 
 
@@ -111,25 +113,52 @@ def _at_work(pod: PodView) -> str:
     return f"in pod {pod.name} on node {pod.node}"
 
 
-def _running(record: Attempt, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
+def _held_up(base: StepState, record: Attempt, fault: Fault, since: float, timeout: int | None, now: float) -> StepState:
+    """The newest attempt waits for something, for as long as spec.schedulingTimeoutSeconds says."""
+    left = None if timeout is None else since + timeout - now
+    if left is not None and left <= 0:
+        message = f"{fault.message} (waited {timeout} s, as spec.schedulingTimeoutSeconds says)"
+        record = record.model_copy(update={"ended_at": clock.text(now), "reason": fault.reason, "message": message[:1000]})
+        # What is missing may have come: caches may be behind.
+        return replace(base, stand=Stand.FAILED, reason=fault.reason, message=message, record=record, by_absence=True)
+    return replace(base, reason=fault.reason, message=fault.message, retry_in=left)
+
+
+def _without_pod(record: Attempt, job: JobView, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
+    """No pod is there, and the Job's controller has to make one."""
+    begun = clock.seconds(job.started_at) if job.started_at and not job.suspended else None
+    if begun is not None and (pod or record.pod):  # there was one; when it went is known of those that were seen to end
+        begun = max(begun, clock.seconds(pod.ended.finished_at)) if pod and pod.ended and pod.ended.finished_at else None
+    if begun is None or now < begun + POD_PATIENCE:
+        left = None if begun is None else begun + POD_PATIENCE - now
+        return replace(base, reason=Reason.PENDING, message="waiting for the pod to be created", retry_in=left)
+    message = (
+        f"Kubernetes Job {job.name} has no pod: a ResourceQuota, a LimitRange or an admission policy may refuse it; its events have the words "
+        f"(kubectl describe job {job.name})"
+    )
+    return replace(_held_up(base, record, Fault(Reason.POD_NOT_CREATED, message), begun, timeout, now), by_absence=True)
+
+
+def _running(record: Attempt, job: JobView, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
     """The newest attempt is under way."""
     if pod is None or pod.gone:
-        return replace(base, reason=Reason.PENDING, message="waiting for the pod to be created")
+        return _without_pod(record, job, pod, base, timeout, now)
     if pod.deleting or (pod.ended and pod.ended.exit_code == Exit.INTERRUPTED):
         why = f" ({record.interrupted_by})" if record.interrupted_by else ""
         return replace(base, reason=Reason.STOPPING, message=f"pod {pod.name} was interrupted{why} and is ending; a new pod goes on from the newest checkpoint")
     if pod.ended and not pod.waiting_reason:  # its Kubernetes Job takes note in a moment
         return replace(base, reason=Reason.RUNNING, message=_at_work(pod))
+    created = clock.seconds(pod.created_at)
     if fault := waiting(pod):
-        left = None if timeout is None else clock.seconds(pod.created_at) + timeout - now
-        if left is not None and left <= 0:
-            message = f"{fault.message} (waited {timeout} s, as spec.schedulingTimeoutSeconds says)"
-            record = record.model_copy(update={"ended_at": clock.text(now), "reason": fault.reason, "message": message[:1000]})
-            return replace(base, stand=Stand.FAILED, reason=fault.reason, message=message, record=record)
-        return replace(base, reason=fault.reason, message=fault.message, retry_in=left)
+        return _held_up(base, record, fault, created, timeout, now)
     if pod.running:
         return replace(base, reason=Reason.RUNNING, message=_at_work(pod))
-    return replace(base, reason=Reason.STARTING, message=f"pod {pod.name} is starting")
+    if now < created + START_PATIENCE:
+        return replace(base, reason=Reason.STARTING, message=f"pod {pod.name} is starting", retry_in=created + START_PATIENCE - now)
+    message = (
+        f"pod {pod.name} has been starting for minutes: its image may be large, or a volume cannot be mounted; its events say (kubectl describe pod {pod.name})"
+    )
+    return _held_up(base, record, Fault(Reason.STARTING, message), created, timeout, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +245,4 @@ def step_state(view: StepView, now: float) -> StepState:
         last = pod.ended if pod else None
         state = _failed(failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
         return replace(state, result=result(last) if last else None, by_absence=last is None)
-    return _running(record, pod, base, view.scheduling_timeout, now)
+    return _running(record, job, pod, base, view.scheduling_timeout, now)

@@ -37,6 +37,7 @@ class JobState:
     live: bool = False  # Jobs and pods are as the API server says now, not as the caches remember
     ignore_fit: bool = False  # the annotation that overrides the estimate
     endpoint: EndpointView | None = None
+    endpoint_fault: str = ""  # why the endpoint cannot be read
     progress: Progress | None = None
     conflicts: tuple[str, ...] = ()  # children whose names are taken by somebody else's objects
     refused: Mapping[str, str] = field(default_factory=dict)  # what the API server has against children, in its words, by their names

@@ -187,6 +187,11 @@ class TestDeadline:
         assert "activeDeadlineSeconds is 1000" in late.status["message"]
         assert late.delete == (Ref("batch/v1", "Job", "support-train-1"),)
         assert "activeSince" not in late.status
+        assert (condition(late, "Trained")["status"], condition(late, "Trained")["reason"]) == ("False", "DeadlineExceeded")
+        assert [(a["step"], a.get("reason"), "endedAt" in a) for a in late.status["attempts"]] == [
+            ("Prepare", "Completed", True),
+            ("Train", "DeadlineExceeded", True),
+        ]
 
     def test_nothing_is_started_in_the_round_that_ends_a_job(self) -> None:
         first = decide(state(spec=self.SPEC, live=True), SETTINGS, NOW)
@@ -227,6 +232,11 @@ class TestAfterTheEnd:
         seen = self.finished(job(TRAIN, 2), job(TRAIN, 1, complete=True))
         plan = decide(seen, SETTINGS, NOW + 10)
         assert (plan.delete, plan.create, plan.status) == ((Ref("batch/v1", "Job", "support-train-2"),), (), seen.status.dump())
+
+    def test_a_change_of_what_may_be_changed_is_taken_note_of(self) -> None:
+        seen = replace(self.finished(), owner=owner(generation=2))
+        plan = decide(seen, SETTINGS, NOW + 10)
+        assert plan.status == {**seen.status.dump(), "observedGeneration": 2}
 
     @pytest.mark.parametrize(("later", "expire", "requeue"), [(0, False, 60), (59, False, 1), (60, True, None), (9999, True, None)])
     def test_it_is_deleted_when_its_time_is_over(self, later: int, expire: bool, requeue: float | None) -> None:

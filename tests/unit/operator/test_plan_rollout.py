@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from .makers import ended, names, result
+from finetune_operator.observe import Ended
+
+from .makers import START, ended, names, result
 from .story import Story, candidate, crashing, serving_pod
 
 
@@ -155,6 +157,14 @@ class TestGivenUp:
         story.pods = [crashing(story.name("b"), 5)]
         story.look()
         assert (story.traffic(), story.roles()) == (old, {"a": "Current", "b": "Rejected"})
+
+    def test_one_that_does_not_answer_in_time_tells_how_its_last_try_ended(self) -> None:
+        story = self.story(strategy={"timeoutSeconds": 100})
+        killed = Ended("main", 137, "OOMKilled", "", START)
+        story.pods = [serving_pod(story.name("b"), running=True, phase="Running", restarts=2, ended=killed)]
+        story.look(100)
+        record = story.version("b")
+        assert (record["reason"], "loads the model again: the container used more memory" in record["message"]) == ("NotReadyInTime", True)
 
     def test_one_that_does_not_answer_in_time(self) -> None:
         story = self.story(strategy={"timeoutSeconds": 600})
