@@ -34,8 +34,8 @@ integration: venv ## Against a real API server (control plane only)
 	@.venv/bin/pytest -n 3 --dist loadfile tests/integration
 test-crash: venv ## The operator killed at 50 random moments: every job ends as it would have; KILLS=, SEED=
 	@.venv/bin/pytest -q -s tests/crash --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
-runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image
-	@hack/runtime-tests.sh -n 2 --dist loadfile --ignore tests/runtime/test_serve_vllm.py --ignore tests/runtime/test_serve_live.py --ignore tests/runtime/test_serve_smollm2.py tests/runtime
+runtime: venv ## The data plane with real ms-swift and a real S3 server, inside the trainer image; RUNTIME= arguments for pytest
+	@hack/runtime-tests.sh -n 2 --dist loadfile $(RUNTIME) --ignore tests/runtime/test_serve_vllm.py --ignore tests/runtime/test_serve_live.py --ignore tests/runtime/test_serve_smollm2.py tests/runtime
 	@hack/runtime-tests.sh tests/kill
 	@.venv/bin/pytest -c tests/runtime/pytest.ini --rootdir . tests/runtime/test_serve_vllm.py tests/runtime/test_serve_live.py tests/runtime/test_serve_smollm2.py
 test-kill: venv ## 40 training pods killed at any moment finish alike; KILLS=, SEED=, ONLY=k

@@ -41,7 +41,7 @@ stage generated make --no-print-directory generated
 wait "$early" || true # what went wrong happens again below, where it is seen
 trap - EXIT            # the number may be somebody else's by now
 stage images images/build.sh "${images[@]}" s3
-stage runtime make --no-print-directory runtime
+stage runtime make --no-print-directory runtime RUNTIME="-m 'not long'"
 stage integration make --no-print-directory integration
 stage crash make --no-print-directory test-crash KILLS=12
 stage e2e make --no-print-directory e2e E2E="-m 'not long'"

@@ -208,6 +208,7 @@ def test_sigterm_while_the_model_loads_ends_at_once(pods: Pods, config: JobConfi
     assert (result.train.committed_step, steps(store, config)) == (0, [])
 
 
+@pytest.mark.long
 def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(pods: Pods, job_config: MakeConfig, commit_rows: CommitRows, store: Store) -> None:
     config = job_config(training={"epochs": 2, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 2}, checkpoints={"everySteps": 4})
     commit_rows(config, val=[opening_hours(800)] * 20)
@@ -314,11 +315,16 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(pods: Pods, job_config: M
     [
         ({"tuning": {"method": "LoRA"}}, "LoRA"),
         ({"tuning": {"quantization": {"bits": 8}}}, "8 bits"),
-        (
+        pytest.param(
             {"tuning": {"quantization": {"type": "fp4", "doubleQuant": False, "computeDtype": "float32"}}, "training": {"effectiveBatchSize": 20}},
             "fp4 in float32",
+            marks=pytest.mark.long,
         ),
-        ({"tuning": {"quantization": {"computeDtype": "float16"}, "lora": {"targetModules": ["q_proj", "v_proj"]}}}, "float16, some modules"),
+        pytest.param(
+            {"tuning": {"quantization": {"computeDtype": "float16"}, "lora": {"targetModules": ["q_proj", "v_proj"]}}},
+            "float16, some modules",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_other_kinds_of_tuning_train_too(

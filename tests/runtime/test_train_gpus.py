@@ -45,7 +45,7 @@ def process(pod: Step, rank: int) -> int:
     raise AssertionError(f"there is no process of rank {rank}")
 
 
-@pytest.mark.parametrize("fast", ["Off", "Required"])
+@pytest.mark.parametrize("fast", [pytest.param("Off", marks=pytest.mark.long), "Required"])
 def test_two_processes_learn_what_one_learns(pods: Pods, job: MakeConfig, store: Store, fast: str) -> None:
     one, two = (job(gpus=count, training={"fastPath": fast, "microBatchSize": 2}) for count in (1, 2))
     for config in (one, two):
@@ -58,7 +58,7 @@ def test_two_processes_learn_what_one_learns(pods: Pods, job: MakeConfig, store:
     assert len(json.loads(store.read(f"{two.prefix}/report/answers.json"))["answers"]) == 2
 
 
-@pytest.mark.parametrize("fast", ["Off", "Required"])
+@pytest.mark.parametrize("fast", [pytest.param("Off", marks=pytest.mark.long), "Required"])
 def test_sigterm_commits_one_checkpoint_of_both_and_one_process_goes_on_from_it(pods: Pods, job: MakeConfig, store: Store, fast: str) -> None:
     unbroken, broken = (job(gpus=count, training={"fastPath": fast, "epochs": 2, "evalSteps": 50}, checkpoints={"everySteps": 50}) for count in (1, 2))
     pods.start(unbroken).end(Exit.DONE)
@@ -92,6 +92,7 @@ def test_a_process_that_dies_ends_the_pod_and_the_next_one_goes_on(pods: Pods, j
     assert (resumed.resumed_from, resumed.step) == (committed, 20)
 
 
+@pytest.mark.long
 def test_both_stop_early_and_the_best_checkpoint_becomes_the_adapter(pods: Pods, job: MakeConfig, store: Store) -> None:
     overshooting = {"learningRate": "0.1", "epochs": 4, "earlyStopping": {"patience": 1}, "fastPath": "Required"}
     config = job(gpus=2, training=overshooting, checkpoints={"use": "Best"})
@@ -102,6 +103,7 @@ def test_both_stop_early_and_the_best_checkpoint_becomes_the_adapter(pods: Pods,
     assert train.adapter_step == min(evaluations, key=lambda step: evaluations[step])
 
 
+@pytest.mark.long
 def test_sigterm_in_a_long_evaluation_saves_the_step_before_it(pods: Pods, job_config: MakeConfig, commit_rows: CommitRows) -> None:
     training = {"epochs": 1, "effectiveBatchSize": 20, "microBatchSize": 1, "maxLength": 4096, "evalSteps": 1, "fastPath": "Off"}
     config = job_config(gpus=2, training=training, checkpoints={"everySteps": 4})

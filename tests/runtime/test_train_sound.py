@@ -103,6 +103,7 @@ def test_the_next_pod_makes_the_evaluation_that_sigterm_cut_and_no_step_more(pod
     assert len(json.loads(store.read(f"{cut.prefix}/report/answers.json"))["answers"]) > 0
 
 
+@pytest.mark.long
 def test_where_it_is_cut_twice_the_adapter_has_no_loss_rather_than_that_of_another_step(pods: Pods, cut: JobConfig, store: Store) -> None:
     result = terminate(pods, cut, Exit.DONE, "use_logits_to_keep: ")  # an evaluation begins
     adapter = adapter_of(store, result)
