@@ -93,6 +93,7 @@ def roll(rollout: Rollout, target: Target) -> None:
         rollout.progress = Fault(failed.reason or Reason.CRASH_LOOP, failed.message or "")
         return
     if bad := next((text for gate in target.gates if (text := fault_of(gate))), ""):
+        drop_candidates(rollout)  # nobody may keep a share, or another version from its pods, whom nothing judges any more
         rollout.progress = Fault(Reason.INVALID_SPEC, f"the gate of version {target.name} cannot be read: {bad}")
         return
     candidate = _candidate(rollout, target, known)
@@ -225,11 +226,19 @@ def drop_candidates(rollout: Rollout, keep: str = "") -> bool:
         if live.stands(rollout, other):
             _switch(rollout, other, {})
             moved = True
-        elif other.trusted or live.may_have(rollout, other):  # it may still have its pods
+        elif live.may_have(rollout, other) or (other.trusted and _is_way_back(rollout, other)):
             versions.move(other, "Previous", served=True)
+        elif other.trusted:  # it had the traffic once, and what has pods that answer is the better way back
+            versions.move(other, "Retired", Reason.SUPERSEDED, "another version was asked for before this one's pods answered", served=True)
         else:
             versions.move(other, "Retired", Reason.SUPERSEDED, "another version was proposed before this one had the traffic")
     return moved
+
+
+def _is_way_back(rollout: Rollout, version: VersionStatus) -> bool:
+    """Whether the traffic can go to a version's pods at once."""
+    view = rollout.deployment(version.name)
+    return version.host is not None or bool(view and view.ready)
 
 
 def _candidate(rollout: Rollout, target: Target, known: VersionStatus | None) -> VersionStatus:

@@ -289,6 +289,26 @@ class TestWatch:
 
 
 class TestPinned:
+    def test_a_pin_that_is_taken_back_leaves_the_way_back_that_answers(self) -> None:
+        story = Story(keepPrevious=1, strategy={"watchSeconds": 60})
+        story.serving("a")
+        story.look(100)
+        ready = story.serving("b")
+        story.look(100)
+        assert story.roles()["a"] == "Previous"
+        story.serving("c")
+        story.look(100)
+        story.look(100)
+        assert story.roles() == {"a": "Retired", "b": "Previous", "c": "Current"}
+        story.ready.pop(story.name("a"), None)
+        story.spec["version"] = "a"
+        story.look()
+        assert story.roles()["a"] == "Candidate"
+        story.spec.pop("version")
+        story.look()
+        story.look(100)
+        assert (story.roles(), ready in story.replicas) == ({"a": "Retired", "b": "Previous", "c": "Current"}, True)
+
     def test_a_rollback_by_hand_takes_the_kept_pod_and_leaves_the_new_version_for_later(self) -> None:
         story = Story(replicas=2, keepPrevious=1, strategy={"watchSeconds": 10})
         story.serving("a")
@@ -421,3 +441,23 @@ def test_a_deleted_deployment_that_todays_spec_cannot_make_is_told_with_its_cure
     story.spec["version"] = old
     story.look()
     assert story.name("b") in story.replicas
+
+
+@pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
+def test_a_gate_that_is_edited_into_nonsense_in_mid_rollout_takes_nothing_from_users(strategy: str) -> None:
+    story = Story(strategy={"type": strategy})
+    old = story.serving("a")
+    story.look(1000)
+    story.spec["candidate"] = candidate("b")
+    story.look()
+    if strategy == "Recreate":
+        story.ready[old] = 0
+        story.look()
+        assert story.replicas[old] == 0
+    story.spec["gate"] = {"prompts": [{"name": "p", "prompt": "x", "expect": {"regex": "("}}]}
+    story.look()
+    assert (story.roles(), story.replicas, story.progress()[1]) == ({"a": "Current", "b": "Retired"}, {old: 1}, "InvalidSpec")
+    del story.spec["gate"]
+    story.look()
+    story.look()
+    assert story.roles()["b"] == "Candidate", "it is tried again when the gate is right"

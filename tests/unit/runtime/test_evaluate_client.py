@@ -173,6 +173,15 @@ def test_a_key_is_not_shown_whatever_the_server_repeats(status: int, caplog: pyt
     assert "hunter2" not in caplog.text
 
 
+@pytest.mark.parametrize("key", ["sk-hunter2\n-0123", "sk-hunter2'\t\\0123\n"], ids=["a line's end in it", "what is quoted"])
+def test_a_key_that_no_header_takes_is_not_shown_either(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with endpoint(says("Yes")) as server, pytest.raises(UnansweredError) as caught:
+        ask(server.url, key=key)
+    assert "[key]" in caught.value.cause
+    assert "hunter2" not in caught.value.cause + caplog.text
+
+
 def test_retries_do_not_wait_longer_than_they_should() -> None:
     started = time.monotonic()
     with endpoint(refuses(500)) as server, pytest.raises(UnansweredError):

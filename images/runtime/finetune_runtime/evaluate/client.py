@@ -159,7 +159,9 @@ class Client:
 
     def _hidden(self, text: str) -> str:
         """On one line, and without the key: servers repeat what they were sent."""
-        return shown(text.replace(self._key, "[key]") if self._key else text)
+        for form in (self._key, repr(self._key)[1:-1], repr(self._key.encode())[2:-1]) if self._key else ():  # errors may quote a header's bytes
+            text = text.replace(form, "[key]")
+        return shown(text)
 
 
 def _read(stream: Iterable[ChatCompletionChunk], started: float) -> Answer:

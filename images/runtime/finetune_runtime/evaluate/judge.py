@@ -73,7 +73,7 @@ def read_rating(reply: str) -> Rating:
 
 def rate(place: int, judge: contract.Judge, asked: Sequence[Asked], limits: Limits | None = None) -> list[Asked]:
     """The prompts with the candidate's answers rated. `place` of the gate tells where the key is. Raises JudgeError."""
-    key = os.environ.get(judge_key(place), "") if judge.secret_ref else ""
+    key = os.environ.get(judge_key(place), "").strip() if judge.secret_ref else ""  # a Secret made of a file ends in a newline
     if judge.secret_ref and not key:
         raise JudgeError(f"Secret {judge.secret_ref.name} (judge.secretRef) has no key OPENAI_API_KEY")
     panel = _Panel(judge, key, limits)
