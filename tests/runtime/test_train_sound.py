@@ -108,4 +108,4 @@ def test_where_it_is_cut_twice_the_adapter_has_no_loss_rather_than_that_of_anoth
     result = terminate(pods, cut, Exit.DONE, "use_logits_to_keep: ")  # an evaluation begins
     adapter = adapter_of(store, result)
     assert evaluated(store, cut) == [1]
-    assert (adapter.details["lastStep"], "evalLoss" in adapter.details) == (2, adapter.step == 1)
+    assert (adapter.step, adapter.eval_loss, "evalLoss" in adapter.details) == (2, None, False)

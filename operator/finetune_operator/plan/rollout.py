@@ -229,7 +229,8 @@ def drop_candidates(rollout: Rollout, keep: str = "") -> bool:
         elif live.may_have(rollout, other) or (other.trusted and _is_way_back(rollout, other)):
             versions.move(other, "Previous", served=True)
         elif other.trusted:  # it had the traffic once, and what has pods that answer is the better way back
-            versions.move(other, "Retired", Reason.SUPERSEDED, "another version was asked for before this one's pods answered", served=True)
+            message = "another version was asked for before this one's pods answered; spec.version brings it back"
+            versions.move(other, "Retired", Reason.SUPERSEDED, message, served=True)
         else:
             versions.move(other, "Retired", Reason.SUPERSEDED, "another version was proposed before this one had the traffic")
     return moved
