@@ -60,16 +60,6 @@ class Runtime:
         views = self.caches.pods.get((namespace, job), ())
         return next((str(view.job_uid) for view in views if view.name == pod and view.uid == uid and view.job_uid in owners), "")
 
-    def waiting_for(self, namespace: str, endpoint: str) -> set[str]:
-        """Names of the FineTuneJobs that name an endpoint and have not ended: also one that it cannot take up as it is waits for its change."""
-        found: set[str] = set()
-        for at in list(self.caches.finetunejobs):
-            for raw in self.caches.finetunejobs.get(at, ()) if at[0] == namespace else ():
-                inference = raw["spec"].get("inference")
-                if inference is not None and (inference.get("endpoint") or at[1]) == endpoint and not raw["status"].get("completionTime"):
-                    found.add(at[1])
-        return found
-
     def _finetunejobs(self) -> Iterator[Mapping[str, Any]]:
         return (raw for found in self.caches.finetunejobs.values() for raw in found)
 
@@ -159,6 +149,18 @@ def index_finetunejob(namespace: Any, name: str, body: Any, **_: Any) -> dict[tu
     return {(namespace, name): _snapshot(body)}
 
 
+def awaited(name: str, spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Endpoint that a FineTuneJob names, as long as it has not ended; empty: none."""
+    inference = spec.get("inference")
+    return "" if inference is None or status.get("completionTime") else inference.get("endpoint") or name
+
+
+@kopf.index(GROUP, VERSION, "finetunejobs", id="waiting")
+def index_waiting(namespace: Any, name: str, spec: Any, status: Any, **_: Any) -> dict[tuple[str, str], str]:
+    """Names of FineTuneJobs by the endpoint that they wait for, or are going to."""
+    return {(namespace, endpoint): name} if (endpoint := awaited(name, spec, status)) else {}
+
+
 @kopf.index(GROUP, VERSION, "modelendpoints", id="modelendpoints")
 def index_modelendpoint(namespace: Any, name: str, body: Any, **_: Any) -> dict[tuple[str, str], Any]:
     """ModelEndpoints by themselves."""
@@ -219,15 +221,14 @@ def finetunejob_event(memo: Any, namespace: Any, name: str, **_: Any) -> None:
 
 
 @kopf.on.event(GROUP, VERSION, "modelendpoints")
-def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status: Any, meta: Any, **_: Any) -> None:
-    """A ModelEndpoint changed: jobs whose versions it has wait for it, those that name it, and the one that owns it."""
+def modelendpoint_event(memo: Any, namespace: Any, name: str, spec: Any, status: Any, meta: Any, **indices: Any) -> None:
+    """A ModelEndpoint changed: jobs whose versions it has wait for it, those that name it, as it may not have taken them up, and the one that owns it."""
     _enqueue(memo, "ModelEndpoint", namespace, name)
     versions = status.get("versions") or ()
     told = [spec.get("candidate") or {}, *(spec.get("adapters") or ()), *versions, *(other for v in versions for other in v.get("others") or ())]
-    waiting = {found.get("job") for found in told}
-    waiting |= cast("Runtime", memo.runtime).waiting_for(namespace, name)
-    waiting |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
-    for job in sorted(filter(None, waiting)):
+    jobs = {found.get("job") for found in told} | set(indices["waiting"].get((namespace, name), ()))
+    jobs |= {o["name"] for o in meta.get("ownerReferences") or [] if o["kind"] == "FineTuneJob"}
+    for job in sorted(filter(None, jobs)):
         _enqueue(memo, "FineTuneJob", namespace, job)
 
 

@@ -119,6 +119,7 @@ class DeploymentView:
     current: bool  # its controller has seen the newest spec
     deleting: bool
     uid: str = ""
+    refusal: str = ""  # why its pods are not made, in the API server's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ def node_view(raw: Raw, resource: str) -> NodeView:
 
 def deployment_view(raw: Raw) -> DeploymentView:
     """View of an apps/v1 Deployment that carries our labels."""
-    meta, status = raw["metadata"], raw.get("status") or {}
+    meta, status, refused = raw["metadata"], raw.get("status") or {}, _conditions(raw).get("ReplicaFailure", {})
     return DeploymentView(
         name=meta["name"],
         owner_uid=owner_uid(raw),
@@ -258,6 +259,7 @@ def deployment_view(raw: Raw) -> DeploymentView:
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         deleting="deletionTimestamp" in meta,
         uid=meta["uid"],
+        refusal=refused.get("message", "") if refused.get("status") == "True" else "",
     )
 
 

@@ -116,6 +116,22 @@ def test_the_gate_stands_between_an_answer_and_the_traffic(mine: Endpoint) -> No
     assert mine.traffic() == mine.version("c")["name"]
 
 
+def test_a_quota_that_takes_no_pod_is_told_in_its_words_and_raised_it_goes_on(mine: Endpoint) -> None:
+    old = mine.serve("a")
+    full = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full"}, "spec": {"hard": {"pods": "1"}}}
+    mine.here.apply(full)
+    wait("the quota is counted", lambda: (mine.here.get("resourcequota", "full").get("status") or {}).get("used", {}).get("pods") == "1")
+    mine.edit(candidate=candidate("b"))
+    wait("the refusal is told", lambda: mine.status().get("reason") == "PodNotCreated")
+    told = next(c for c in mine.status()["conditions"] if c["type"] == "Progressing")
+    assert "1 of 1 pods are not made" in told["message"]
+    assert "exceeded quota: full" in told["message"]
+    assert (mine.traffic(), mine.status()["readyReplicas"]) == (old, 1)
+    mine.here.apply({**full, "spec": {"hard": {"pods": "9"}}})
+    mine.answer("b")
+    mine.until("b", "Current")
+
+
 def test_a_job_whose_adapter_the_endpoint_cannot_serve_goes_on_when_it_can(mine: Endpoint) -> None:
     mine.edit(model={"source": "s3://models/other"})
     here = mine.here

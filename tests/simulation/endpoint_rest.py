@@ -14,7 +14,8 @@ from .invariants import conditions, fail
 from .jobs import terminal
 from .kubelet import Kubelets
 from .process import Process
-from .rollouts import Rollouts, gates_of, place_of, versions_of
+from .remembered import gates_of, place_of, versions_of
+from .rollouts import Rollouts
 from .serving import Servers, opens
 
 GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed")

@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator import names
-from finetune_operator.plan import choice, endpoint, gate, live, rollout, versions
+from finetune_operator.plan import choice, endpoint, gate, live, pods, recreate, rollout, versions
+from finetune_operator.plan.errand import Stand
 from finetune_operator.plan.faults import Fault
 from finetune_operator.plan.gate import Gate, Verdict
-from finetune_operator.plan.merge import Merge, Stand
+from finetune_operator.plan.merge import Merge
 from finetune_operator.plan.types import Ref
 from finetune_operator.reasons import Reason
 
@@ -24,6 +25,10 @@ def _whatever_gate(right: Any, target: Any, record: Any) -> Any:
 
 def _makes_room(right: Any, looked: Any, version: Any, *args: Any) -> Any:
     return 0 if version.role == "Current" and looked.versions.having("Candidate") else right(looked, version, *args)
+
+
+def _for_nobody(looked: Any) -> bool:
+    return looked.seen.spec.strategy.type == "Recreate" and bool(looked.versions.having("Candidate"))
 
 
 def _keeps_none(right: Any, looked: Any) -> None:
@@ -46,7 +51,7 @@ def _without_service(right: Any, looked: Any, *args: Any) -> Any:
 
 def _patient(right: Any, looked: Any, candidate: Any, target: Any) -> None:
     right(replace(looked, seen=replace(looked.seen, spec=looked.seen.spec.model_copy(update={"auto_rollback": False}))), candidate, target)
-    looked.wait(rollout.why(looked, candidate.name))
+    looked.wait(pods.why(looked, candidate.name))
 
 
 def _alone(right: Any, version: Any) -> Any:
@@ -92,6 +97,7 @@ ROLLOUT_MUTANTS = (
     Mutant("every gate is open", _set(rollout, "recorded", lambda *_: Verdict(Gate.OPEN)), ("traffic goes to what has passed the gate",), _GATED),
     Mutant("the gate of yesterday counts", _around(rollout, "recorded", _whatever_gate), _YESTERDAY, _GATED),
     Mutant("the old version makes room first", _around(endpoint, "_replicas", _makes_room), ("an endpoint keeps answering",), _ROLLING),
+    Mutant("it does so for nobody", _set(recreate, "makes_room", _for_nobody), ("pods make room for others only",), _ROLLING),
     Mutant("previous versions go at once", _around(endpoint, "retire", _keeps_none), ("rollback stays possible",), _ROLLING),
     Mutant("two gates ask at a time", _around(endpoint, "_evaluation", _side_by_side), ("one evaluation at a time",), _GATED),
     Mutant("what has passed is asked again", _set(gate, "_known", lambda *_: None), ("a passed evaluation counts",), _GATED),

@@ -3,8 +3,6 @@
 An operator acts on what it saw a moment ago. What it may not do is therefore judged by all specs that there were in that moment.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -12,7 +10,6 @@ from finetune_operator import clock
 from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, MERGE, evaluation_job
 from finetune_operator.plan.versions import HISTORY
 from finetune_runtime.contract.config import EvaluateConfig
-from finetune_runtime.contract.evaluation import Evaluation
 
 from .adapters import Names, recorded, sha, wanted
 from .api import Api, Raw, controller_of, deleting, key_of
@@ -21,6 +18,7 @@ from .jobs import finished
 from .kubelet import config_of
 from .merging import check_job
 from .process import Process
+from .remembered import Fitness, History, canonical, gates_of, place_of, versions_of
 from .serving import asked_of, opens
 from .staying import answers
 from .world import World
@@ -39,47 +37,6 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 HEALED = 700.0  # seconds after which what somebody edited by hand has been put right, or is looked at again
 QUICKLY = 60.0  # seconds in which an operator that nothing holds up has reacted
-
-
-def canonical(gates: Iterable[Evaluation]) -> tuple[str, ...]:
-    """Gates in a form that can be compared."""
-    return tuple(gate.model_dump_json() for gate in gates)
-
-
-def gates_of(spec: Raw, adapter: str) -> list[Evaluation]:
-    """What this adapter has to pass: the endpoint's gate, and that of its job if it is proposed."""
-    own = next((entry.get("evaluation") for entry in wanted(spec).values() if sha(entry) == adapter), None)
-    return [Evaluation.model_validate(gate) for gate in (spec.get("gate"), own) if gate]
-
-
-def place_of(record: Raw) -> str:
-    """Name of the Deployment in whose pods a version is."""
-    return str(record.get("host") or record.get("name", ""))
-
-
-def versions_of(raw: Raw) -> dict[str, Raw]:
-    """The record of versions by name."""
-    return {v["name"]: v for v in raw["status"].get("versions") or ()}
-
-
-@dataclass(slots=True)
-class History:
-    """What is remembered of one ModelEndpoint."""
-
-    specs: list[tuple[float, Raw]] = field(default_factory=list)  # with the time from which they held
-    served: set[str] = field(default_factory=set)  # versions that have had the traffic
-    adapters: set[str] = field(default_factory=set)  # and their adapters
-    passed: set[tuple[str, str, tuple[str, ...]]] = field(default_factory=set)  # how it was served, adapter and gates
-
-
-@dataclass(slots=True)
-class Fitness:
-    """What the pods of one version have done."""
-
-    answering: set[str] = field(default_factory=set)  # UIDs
-    most: int = 0  # that ever answered at once
-    last: float = float("-inf")  # when one last answered, if none does now
-    crashed: bool = False
 
 
 class Rollouts:
@@ -183,6 +140,17 @@ class Rollouts:
         if current:
             history.served.update((current, place_of(after[current])))
             history.adapters.update(map(sha, recorded(after[current]).values()))
+        for version, record in after.items():
+            if record.get("public") and not before.get(version, {}).get("public"):
+                self._is_public(raw, record, history)
+
+    def _is_public(self, endpoint: Raw, record: Raw, history: History) -> None:
+        """The pods of a host serve a version to users as soon as the traffic comes to them."""
+        manner, specs = self.names.of(place_of(record)).manner, self._specs(endpoint, self._seen())
+        for model, adapter in recorded(record).items():
+            if sha(adapter) not in history.adapters | history.public and not any(self._lets(endpoint, spec, manner, sha(adapter)) for spec in specs):
+                fail("traffic goes to what has passed the gate", f"{model or 'its own name'} of {record['name']} is public, and has not passed the gate")
+            history.public.add(sha(adapter))
 
     # Traffic
 
@@ -248,7 +216,7 @@ class Rollouts:
     def _lets(self, endpoint: Raw, spec: Raw, manner: str, adapter: str) -> bool:
         history, pin = self._history[endpoint["metadata"]["uid"]], spec.get("version")
         named = {sha(a) for v in endpoint["status"].get("versions") or () if pin in (v["name"], v.get("job")) for a in recorded(v).values()}
-        if pin and adapter in named & history.adapters:
+        if pin and adapter in named & (history.adapters | history.public):
             return True  # also where it is made anew, by today's spec
         gates, loss = gates_of(spec, adapter), self._loss(spec, adapter, history)
         if not all(opens(gate.model_copy(update={"prompts": [], "prompts_from": None}), loss, 0) for gate in gates):
@@ -345,7 +313,10 @@ class Rollouts:
         if not self._process.cluster.acting or old is None or version is None or not self.left_alone():
             return
         endpoint = self._api.get("ModelEndpoint", (raw["metadata"]["namespace"], raw["metadata"]["labels"][LABEL_ENDPOINT]))
-        if endpoint is None or self.selected(endpoint) != version or not self._promised(endpoint):
+        if endpoint is None or self.selected(endpoint) != version:
+            return
+        if not self._promised(endpoint):
+            self._makes_room(endpoint, raw, old)
             return
         if version not in self._history[endpoint["metadata"]["uid"]].served:
             return  # a crash came between the traffic and the record of it: nothing else has had it yet, or the next look moves it back
@@ -353,6 +324,17 @@ class Rollouts:
         wanted = min(spec.get("replicas", 1) for spec in self._specs(endpoint, self._seen()))
         if left < old["spec"]["replicas"] and left < wanted:
             fail("an endpoint keeps answering", f"the operator leaves {left} pods of {version}, which has the traffic, and spec.replicas is {wanted}")
+
+    def _makes_room(self, endpoint: Raw, raw: Raw, old: Raw) -> None:
+        """With Recreate the pods with the traffic go for others only, whose Deployment the API server has taken."""
+        others = self._api.select("Deployment", raw["metadata"]["namespace"], f"{LABEL_ENDPOINT}={endpoint['metadata']['name']}")
+        wanted = all(spec.get("replicas", 1) for spec in self._specs(endpoint, self._seen()))
+        gone = deleting(raw) or not raw["spec"]["replicas"]
+        if wanted and gone and old["spec"]["replicas"] and all(key_of(other) == key_of(raw) or deleting(other) for other in others):
+            fail(
+                "pods make room for others only",
+                f"the operator takes the pods of {raw['metadata']['name']}, which has the traffic, and nothing takes its place",
+            )
 
     # Evaluations
 

@@ -8,7 +8,8 @@ from finetune_operator.names import LABEL_ENDPOINT, LABEL_VERSION
 from .api import Api, Raw, controller_of, deleting, key_of
 from .invariants import fail
 from .process import Process
-from .rollouts import Rollouts, versions_of
+from .remembered import versions_of
+from .rollouts import Rollouts
 from .world import World
 
 if TYPE_CHECKING:

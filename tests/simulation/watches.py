@@ -174,10 +174,10 @@ class Watches:
         arguments = _arguments(raw)
         for handler in _INDEXERS.get(kind, ()):
             index = self.indices[str(handler.id)]
-            found = handler.fn(memo=self._memo, **arguments) if _matches(handler.labels, arguments["labels"]) else None
-            if found is None:
+            found = handler.fn(memo=self._memo, **arguments) if _matches(handler.labels, arguments["labels"]) else {}
+            if not found:  # kopf forgets what an object had under keys that it no longer has
                 index.discard(arguments["uid"])
-            for key, value in (found or {}).items():
+            for key, value in found.items():
                 index.replace(arguments["uid"], key, value)
 
     def _handle(self, kind: str, change: str | None, raw: Raw) -> None:

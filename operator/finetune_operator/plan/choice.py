@@ -34,7 +34,8 @@ def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Co
     host = known.host if there else host_of(endpoint, spec, settings)
     about = {field: getattr(known, field) for field in ("job", "job_uid", "adapter", "eval_loss", "model_bytes")}
     asked = wish(spec, ())
-    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=_rejected(versions.find(name), asked, known.eval_loss), host=host)
+    given_up = _rejected(spec, versions.find(name), asked, known.eval_loss)
+    return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=given_up, host=host)
 
 
 def wish(spec: ModelEndpointSpec, found: tuple[Evaluation, ...]) -> str:
@@ -57,9 +58,14 @@ def _same(known: VersionStatus, offer: Target) -> bool:
     return (known.served_name or "", known.adapter) == (offer.served, offer.candidate.adapter)
 
 
-def _rejected(record: VersionStatus | None, asked: str, eval_loss: str | None) -> VersionStatus | None:
-    same = record is not None and (record.role, record.asked, record.eval_loss) == ("Rejected", asked, eval_loss)
+def _rejected(spec: ModelEndpointSpec, record: VersionStatus | None, asked: str, eval_loss: str | None) -> VersionStatus | None:
+    same = record is not None and (record.role, record.eval_loss) == ("Rejected", eval_loss) and _as_asked(spec, record, asked)
     return record if same else None
+
+
+def _as_asked(spec: ModelEndpointSpec, record: VersionStatus, asked: str) -> bool:
+    """Whether a version was given up under this wish. One that is named may have had the traffic then, where nobody asks for its gate."""
+    return record.asked == asked or (spec.version is not None and record.asked == wish(spec, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class _Offers:
         asked = wish(self.spec, questions[0].gates)
         about = {field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss")}
         candidate = self._proposal(name, main) or Candidate(**about, model_bytes=current.model_bytes)
-        given_up = _rejected(self.versions.find(version), asked, candidate.eval_loss)
+        given_up = _rejected(self.spec, self.versions.find(version), asked, candidate.eval_loss)
         return Target(version, candidate, asked, name, wanted, questions if new else (), given_up, self._host)
 
     @property
@@ -129,7 +135,8 @@ class _Offers:
         What failed may have been that: in a version of other adapters it says nothing of this one.
         """
         for record in self.versions.having("Rejected"):
-            same = (record.served_name or "", record.adapter, record.asked, record.eval_loss) == (name, proposed.adapter, asked, proposed.eval_loss)
+            same = (record.served_name or "", record.adapter, record.eval_loss) == (name, proposed.adapter, proposed.eval_loss)
+            same = same and _as_asked(self.spec, record, asked)
             other = record.name != version and any(o.evaluation and not o.evaluation.passed for o in record.others or ())
             if same and not other and self._version(served(record)) == record.name:
                 return record

@@ -9,13 +9,15 @@ from finetune_operator.build import serving
 from finetune_operator.reasons import Reason
 from finetune_operator.settings import Settings
 
-from . import canary, live
+from . import canary, live, recreate
 from .adapters import proposals, public, refs, served
 from .choice import brought, target
+from .errand import Stand
 from .faults import Fault
-from .gate import Gate
-from .merge import Stand, is_missing, merge_body
-from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch, why
+from .gate import Gate, beside, job_name
+from .merge import is_missing, merge_body
+from .pods import why
+from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
 from .versions import Target, Versions, host_of, version_of
@@ -24,15 +26,13 @@ from .versions import Target, Versions, host_of, version_of
 def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -> int:
     """Pods that a version has in its role."""
     spec, versions = rollout.seen.spec, rollout.versions
-    recreate = spec.strategy.type == "Recreate"
     if version.role == "Candidate" and wanted:
-        return wanted_replicas(rollout, wanted, rollout.verdict)
+        return 0 if recreate.waits(rollout, version) else wanted_replicas(rollout, wanted, rollout.verdict)
     if version.role == "Current":
-        makes_room = recreate and not rollout.merge and any(not live.shares(version, c) for c in versions.having("Candidate"))  # merging needs no room
-        return 0 if makes_room else spec.replicas
+        return 0 if recreate.makes_room(rollout) else spec.replicas
     current = versions.current
     watched = current is not None and rollout.age(current) < max(SWITCH_SECONDS, spec.strategy.watch_seconds)
-    return 0 if recreate else spec.replicas if watched else min(1, spec.replicas)
+    return 0 if spec.strategy.type == "Recreate" else spec.replicas if watched else min(1, spec.replicas)
 
 
 def _can_be_made(seen: EndpointState, version: VersionStatus, settings: Settings) -> bool:
@@ -83,10 +83,11 @@ def _evaluation(rollout: Rollout, settings: Settings) -> Plan:
         plan = Plan(create=(merge_body(seen, candidate, settings),) if rollout.merge.stand is Stand.START else ())
     elif candidate and verdict and verdict.question and verdict.gate in (Gate.ASK, Gate.WAIT):
         question, current = verdict.question, rollout.versions.current
-        awaited = names.evaluation_job(owner.name, candidate.name, question.gate)
-        beside = current if current and question.served in served(current) else None
+        awaited = job_name(owner.name, candidate.name, question, current)
         asked = live.asked_as(rollout, candidate, question.served)
-        config = build_evaluation.evaluate_config(owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside, asked)
+        config = build_evaluation.evaluate_config(
+            owner, seen.spec, question.gates, served(candidate)[question.served], candidate, beside(question, current), asked
+        )
         create = (build_evaluation.evaluation_job(owner, seen.spec, settings, awaited, candidate.place, question.gates),) if verdict.gate is Gate.ASK else ()
         plan = Plan(apply=(build_evaluation.evaluation_config(owner, candidate.place, config),), create=create)
     over = [j for j in seen.jobs if j.name != awaited and j.owner_uid == owner.uid and not j.deleting]
@@ -147,7 +148,7 @@ def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
     if view is None and not _can_be_made(rollout.seen, current, settings):
         cure = f"set spec.version to {current.name} to serve its adapter as today's spec says"
         return False, Fault(Reason.DEPLOYMENT_DELETED, f"Deployment {current.place} was deleted, and the spec has changed since it was made: {cure}")
-    return False, rollout.progress if rollout.progress.reason == Reason.RECREATING else why(rollout, current.name)
+    return False, rollout.progress if recreate.makes_room(rollout) else why(rollout, current.name)
 
 
 def _unknown(seen: EndpointState, versions: Versions) -> Fault:

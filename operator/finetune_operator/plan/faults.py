@@ -46,6 +46,15 @@ def ending(pod: PodView, why: str = "") -> str:
     return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end{why}. If that node is lost for good, delete its Node object"
 
 
+def not_created(job: str) -> Fault:
+    """Nobody makes the pod of a Kubernetes Job."""
+    return Fault(
+        Reason.POD_NOT_CREATED,
+        f"Kubernetes Job {job} has no pod: a ResourceQuota, a LimitRange or an admission policy may refuse it; its events have the words "
+        f"(kubectl describe job {job})",
+    )
+
+
 def waiting(pod: PodView) -> Fault | None:
     """Why a pod does not start; None when it is on its way."""
     if pod.waiting_reason in _PULL:

@@ -118,8 +118,11 @@ def check_fit(draft: Draft) -> bool:
 
 
 def minimum_mebibytes(draft: Draft) -> int | None:
-    """Memory (MiB) that a node's label must at least say, for the node affinity; None where no choice is to be made."""
-    estimated = draft.status.estimate
-    if estimated is None or draft.seen.ignore_fit:
+    """Memory (MiB) that a node's label must at least say, for the node affinity; None where no choice is to be made.
+
+    A job that was let in with the annotation stays in without it: Fits is not asked again once a training has begun.
+    """
+    estimated, fits = draft.status.estimate, draft.conditions.get(ConditionType.FITS)
+    if estimated is None or draft.seen.ignore_fit or (fits and fits.reason == Reason.FIT_IGNORED):
         return None
     return round(parse_quantity(estimated.required) / MIB)

@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
-from finetune_operator import clock, names
+from finetune_operator import names
 from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 
+from . import errand
 from .adapters import served
-from .faults import ending, result, waiting
-from .step import RESULT_PATIENCE
+from .errand import Stand
 from .versions import Question, Target
 
 OWN = "the adapter under the endpoint's own name"
@@ -39,6 +39,7 @@ class Verdict:
     message: str = ""
     result: EvaluationResult | None = None
     question: Question | None = None  # whose result it is; None: that of the adapter that the version is made for
+    look_in: float | None = None  # seconds until more is known without an event
 
 
 def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
@@ -107,28 +108,29 @@ def _verdict(found: EvaluationResult) -> Verdict:
 
 
 def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Verdict:
-    """Where the Kubernetes Job of an evaluation stands. Only a result that says so passes a version."""
-    # One at a time: questions of two at once would slow each other down, and latencies count.
-    busy = next((p for p in pods if p.step == names.EVALUATE and p.alive and (job is None or job.deleting or p.parent != job.name)), None)
-    if busy or (job and job.deleting):
-        return Verdict(Gate.WAIT, Reason.EVALUATING, ending(busy) if busy else "an older evaluation is ending")
-    if job is None:
+    """Where the Kubernetes Job of an evaluation stands. Only a result that says so passes a version.
+
+    One at a time: questions of two at once would slow each other down, and latencies count.
+    """
+    found = errand.look(job, pods, names.EVALUATE, now, what="evaluation", counts=lambda told: told.evaluation)
+    if found.result and found.result.evaluation:
+        return _verdict(found.result.evaluation)
+    if found.stand is Stand.FAILED:
+        return Verdict(Gate.FAILED, Reason.EVALUATION_FAILED, f"the evaluation could not be made: {found.message}")
+    if found.stand is Stand.START:
         return Verdict(Gate.ASK)
-    mine = [p for p in pods if p.parent == job.name]
-    for ended in (p.ended for p in mine):
-        found = result(ended)
-        if ended and ended.exit_code == 0 and found and found.evaluation:
-            return _verdict(found.evaluation)
-    if job.failed:
-        told = next((t for p in mine if (t := result(p.ended))), None)
-        message = told.message if told else job.failure
-        return Verdict(Gate.FAILED, Reason.EVALUATION_FAILED, f"the evaluation could not be made: {message}")
-    if job.complete:
-        left = clock.seconds(job.finished_at) + RESULT_PATIENCE - now if job.finished_at else 0.0
-        return Verdict(Gate.WAIT if left > 0 else Gate.AGAIN, Reason.EVALUATING, "waiting for the result of the evaluation")
-    pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
-    if pod and (fault := waiting(pod)):
-        return Verdict(Gate.WAIT, fault.reason, f"evaluation pod {pod.name}: {fault.message}")
-    if pod and pod.deleting:
-        return Verdict(Gate.WAIT, Reason.EVALUATING, ending(pod))
-    return Verdict(Gate.WAIT, Reason.EVALUATING, f"pod {pod.name} asks it the questions of the gate" if pod else "waiting for the evaluation's pod")
+    gate = Gate.AGAIN if found.stand is Stand.AGAIN else Gate.WAIT
+    if found.fault:
+        return Verdict(gate, found.fault.reason, found.fault.message)
+    return Verdict(gate, Reason.EVALUATING, found.message or f"pod {found.pod} asks it the questions of the gate", look_in=found.look_in)
+
+
+def job_name(endpoint: str, version: str, question: Question, current: VersionStatus | None) -> str:
+    """Name of the Job that asks a question. One that compares is another one for each version it compares with: `current` may lose the traffic meanwhile."""
+    compared = beside(question, current) if any(gate.not_worse_than_current for gate in question.gates) else None
+    return names.evaluation_job(endpoint, version, question.gate + (compared.name if compared else ""))
+
+
+def beside(question: Question, current: VersionStatus | None) -> VersionStatus | None:
+    """The version with the traffic, where it serves something under the name that a question is about."""
+    return current if current and question.served in served(current) else None

@@ -4,21 +4,22 @@ Works on the record of versions; what has to be done for it follows from the rec
 made up for by the next one.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finetune_operator import clock, names
+from finetune_operator import clock
 from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.build import config as build_config
 from finetune_operator.observe import DeploymentView, JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
-from . import canary, live
-from .faults import Fault, failure, refusal, waiting
-from .gate import Gate, Verdict, evaluation, named, noted, recorded, unanswered
-from .merge import Merge, Stand, is_missing, merge
+from . import canary, live, recreate
+from .errand import Stand
+from .faults import Fault, failure, refusal
+from .gate import Gate, Verdict, evaluation, job_name, named, noted, recorded, unanswered
+from .merge import Merge, is_missing, merge
+from .pods import crashed, crashes, why
 from .types import EndpointState
 from .versions import Question, Target, Versions
 
@@ -62,6 +63,11 @@ class Rollout:
     def wait(self, fault: Fault) -> None:
         """The candidate is on its way."""
         self.under_way, self.progress = True, fault
+
+    def look_in(self, seconds: float | None) -> None:
+        """Look again after so long; None: when something happens."""
+        if seconds is not None:
+            self.due.append(seconds)
 
     def age(self, version: VersionStatus) -> float:
         """Seconds since a version came into its role."""
@@ -110,10 +116,9 @@ def roll(rollout: Rollout, target: Target) -> None:
     if is_missing(spec, candidate) and rollout.deployment(candidate.name) is None:
         _merging(rollout, candidate, target)
         return
-    current = versions.current
-    if spec.strategy.type == "Recreate" and current and not live.shares(candidate, current) and (left := rollout.pods(current.name)):
-        rollout.held = True
-        rollout.wait(Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {current.name} have ended"))
+    if fault := recreate.waits(rollout, candidate):
+        rollout.wait(fault)
+        rollout.due.append(1.0)
         return
     _bring(rollout, candidate, target, verdict)
 
@@ -162,6 +167,7 @@ def _wait_for_answers(rollout: Rollout, candidate: VersionStatus, target: Target
     fault = Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}")
     if fault.reason == Reason.EVALUATING:
         rollout.wait(fault)
+        rollout.look_in(verdict.look_in)
     else:
         _in_time(rollout, candidate, target, fault)
 
@@ -180,9 +186,9 @@ def watch(rollout: Rollout, asked: str) -> bool:
     can_answer = bool(view and view.ready)
     if live.shares(current, previous[0]):
         return _take_back(rollout, asked, live.crashed(current, pods, alone=not can_answer))
-    crash = _crash(pods, restarts=1)
+    crash = crashes(pods, restarts=1)
     if crash is None and can_answer and there and not there.ready:
-        crash = _crashed(pods)  # nobody is answered while the kubelet tries again, and the old pods are still there
+        crash = crashed(pods)  # nobody is answered while the kubelet tries again, and the old pods are still there
     return _take_back(rollout, asked, crash if spec.strategy.type == "Recreate" or can_answer else None)
 
 
@@ -265,6 +271,7 @@ def _merging(rollout: Rollout, candidate: VersionStatus, target: Target) -> None
         rollout.due.append(1.0)
     elif found.fault.reason == Reason.MERGING:
         rollout.wait(found.fault)
+        rollout.look_in(found.look_in)
     else:  # its pod cannot start
         _in_time(rollout, candidate, target, found.fault)
 
@@ -297,35 +304,6 @@ def _is_up(rollout: Rollout, target: Target, verdict: Verdict | None) -> bool:
     return record is None or record.host is None or live.lacks(rollout, record) is None
 
 
-def _crash(pods: Iterable[PodView], *, restarts: int) -> Fault | None:
-    """Pods that ended by themselves again and again. That storage is down is not their fault: they try until it is back, or the time is over."""
-    for pod in pods:
-        fault = waiting(pod)
-        if pod.restarts >= restarts and fault and fault.reason == Reason.CRASH_LOOP and failure(pod.ended, "").counts:
-            return Fault(Reason.CRASH_LOOP, f"pod {pod.name}: {fault.message}")
-    return None
-
-
-def _crashed(pods: Iterable[PodView]) -> Fault | None:
-    """A pod that ended by itself, once."""
-    found = next((p for p in pods if p.restarts and p.ended and p.ended.exit_code and not p.disruption and failure(p.ended, "").counts), None)
-    return Fault(Reason.CRASH_LOOP, f"pod {found.name}: {failure(found.ended, '').message}") if found else None
-
-
-def why(rollout: Rollout, version: str) -> Fault:
-    """What holds a version up, from its newest pod."""
-    pod = max(rollout.pods(version), key=lambda p: (not p.deleting, p.created_at, p.name), default=None)
-    if pod is None:
-        return Fault(Reason.STARTING, f"version {version}: waiting for its pods to be created")
-    if fault := waiting(pod):
-        fetch = pod.ended and pod.ended.container == names.FETCH_CONTAINER and pod.ended.exit_code
-        return Fault(Reason.FETCH_FAILED if fetch else fault.reason, f"version {version}, pod {pod.name}: {fault.message}")
-    state = "loads the model" if pod.running else "fetches the model and the adapter"
-    if pod.restarts and pod.ended and pod.ended.exit_code:
-        state += f" again: {failure(pod.ended, '').message}"
-    return Fault(Reason.ROLLING_OUT, f"version {version}: pod {pod.name} {state}")
-
-
 def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
     """The candidate does not answer yet. Is it worth waiting for?"""
     pods = rollout.pods(candidate.name)
@@ -336,7 +314,7 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
     pods = live.since(candidate, pods)
     ends = (failure(p.ended, "") for p in pods if p.ended and p.ended.exit_code)
     hopeless = next((Fault(end.reason, end.message) for end in ends if end.terminal), None)
-    if rollout.seen.spec.auto_rollback and (crash := hopeless or _crash(pods, restarts=MAX_RESTARTS)):
+    if rollout.seen.spec.auto_rollback and (crash := hopeless or crashes(pods, restarts=MAX_RESTARTS)):
         reason = Reason.FETCH_FAILED if hopeless else crash.reason
         _reject(rollout, candidate, target, Fault(reason, f"version {candidate.name} cannot be served: {crash.message}"))
     else:
@@ -352,7 +330,7 @@ def _is_asked(rollout: Rollout, candidate: VersionStatus, target: Target) -> boo
 
 def _evaluation(rollout: Rollout, candidate: VersionStatus, question: Question) -> JobView | None:
     """The Job that asks a question."""
-    name = names.evaluation_job(rollout.seen.owner.name, candidate.name, question.gate)
+    name = job_name(rollout.seen.owner.name, candidate.name, question, rollout.versions.current)
     return next((j for j in rollout.seen.jobs if j.name == name and j.owner_uid == rollout.seen.owner.uid), None)
 
 

@@ -12,7 +12,7 @@ from finetune_operator.observe import JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
 
-from .faults import Failure, Fault, ending, failure, result, waiting
+from .faults import Failure, Fault, ending, failure, not_created, result, waiting
 
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
@@ -132,11 +132,7 @@ def _without_pod(record: Attempt, job: JobView, pod: PodView | None, base: StepS
     if begun is None or now < begun + POD_PATIENCE:
         left = None if begun is None else begun + POD_PATIENCE - now
         return replace(base, reason=Reason.PENDING, message="waiting for the pod to be created", retry_in=left)
-    message = (
-        f"Kubernetes Job {job.name} has no pod: a ResourceQuota, a LimitRange or an admission policy may refuse it; its events have the words "
-        f"(kubectl describe job {job.name})"
-    )
-    return replace(_held_up(base, record, Fault(Reason.POD_NOT_CREATED, message), begun, timeout, now), by_absence=True)
+    return replace(_held_up(base, record, not_created(job.name), begun, timeout, now), by_absence=True)
 
 
 def _running(record: Attempt, job: JobView, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:

@@ -29,6 +29,7 @@ class Story:
         self.now = NOW
         self.ready: dict[str, int] = {}  # by version
         self.replicas: dict[str, int] = {}
+        self.refusals: dict[str, str] = {}  # of their pods
         self.jobs: dict[str, JobView] = {}
         self.pods: list[PodView] = []
         self.route: RouteView | None = None  # a Gateway accepts what is applied
@@ -44,7 +45,7 @@ class Story:
         """Decide, and let the cluster carry it out."""
         self.now += seconds
         views = [
-            DeploymentView(name=v, owner_uid="uid-1", replicas=n, ready=min(n, self.ready.get(v, 0)), current=True, deleting=False, uid=v)
+            DeploymentView(v, "uid-1", replicas=n, ready=min(n, self.ready.get(v, 0)), current=True, deleting=False, uid=v, refusal=self.refusals.get(v, ""))
             for v, n in self.replicas.items()
         ]
         seen = endpoint_state(
@@ -106,8 +107,16 @@ class Story:
 
     def progress(self) -> tuple[str, str]:
         """Status and reason of Progressing."""
-        found = next(c for c in self.status["conditions"] if c["type"] == "Progressing")
+        return self.condition("Progressing")
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition."""
+        found = next(c for c in self.status["conditions"] if c["type"] == kind)
         return found["status"], found["reason"]
+
+    def message(self, kind: str) -> str:
+        """Message of a condition."""
+        return next(str(c["message"]) for c in self.status["conditions"] if c["type"] == kind)
 
 
 def serving_pod(version: str, **fields: Any) -> PodView:

@@ -312,3 +312,20 @@ def test_versions_of_one_adapter_are_called_as_by_operators_that_knew_no_others(
     assert story.traffic() == "support-048a769b"
     assert not {"servedName", "others"} & set(story.status["versions"][0])
     assert "others" not in story.configs[story.traffic()]
+
+
+def test_a_named_version_that_crashes_is_given_up_although_todays_spec_would_make_it_with_a_gate() -> None:
+    story = desk(named("rooms", "b", evalLoss="1.5"), keepPrevious=1, strategy={"watchSeconds": 120}, gate={"evalLoss": {"max": "2.0"}})
+    story.spec |= {"candidate": candidate("a", evalLoss="1.5"), "maxLength": 64}
+    story.settle()
+    story.spec |= {"candidate": candidate("c", evalLoss="3"), "maxLength": 128}
+    story.settle()
+    newest = story.traffic()
+    story.spec["version"] = newest
+    story.look()
+    assert story.progress() == ("False", "UpToDate")
+    story.pods = [crashing(newest, 1)]
+    for _ in range(3):
+        story.look()
+        record = next(v for v in story.status["versions"] if v["name"] == newest)
+        assert (story.traffic() == newest, record["role"], story.progress()) == (False, "Rejected", ("False", "CrashLoop"))

@@ -121,6 +121,12 @@ class TestTooLarge:
         assert (condition(plan, "Fits")["reason"], names(plan.create)) == ("FitIgnored", ["Job/support-train-1"])
         assert "affinity" not in plan.create[0]["spec"]["template"]["spec"]
 
+    def test_one_that_the_annotation_let_in_stays_in_without_it(self) -> None:
+        _, started = look(resources={"gpuMemory": "8Gi"}, ignore_fit=True)
+        _, again = look(resources={"gpuMemory": "8Gi"}, status=started.status)  # somebody deleted its Kubernetes Job, and the annotation
+        assert (condition(again, "Fits")["reason"], names(again.create)) == ("FitIgnored", ["Job/support-train-1"])
+        assert "affinity" not in again.create[0]["spec"]["template"]["spec"]
+
     def test_a_training_that_has_begun_is_not_asked_again(self) -> None:
         _, started = look(resources={"gpuMemory": "80Gi"})
         _, later = look(job(Step.TRAIN), nodes=(node("a", "8192"),), status=started.status)

@@ -12,7 +12,7 @@ from finetune_operator.plan.versions import gates
 from finetune_runtime.contract.evaluation import Evaluation
 
 from .makers import SETTINGS, endpoint_state, names, owner, result
-from .story import Story, candidate, evaluation, evaluation_pod, serving_pod
+from .story import Story, candidate, crashing, evaluation, evaluation_pod, serving_pod
 
 GATE = {"prompts": [{"name": "room", "prompt": "What is the code of room 7?", "expect": {"contains": ["41"]}}]}
 PASSED = result("evaluate", evaluation={"passed": True, "prompts": 1, "repeats": 3})
@@ -53,6 +53,24 @@ def test_one_that_passes_gets_it_and_keeps_its_result() -> None:
     assert [(r.kind, r.name) for r in plan.delete] == [("Job", job)]
     story.pods = []
     assert story.look(1000).create == ()
+
+
+def test_what_was_compared_with_a_version_that_has_lost_the_traffic_does_not_count() -> None:
+    story = Gated(strategy={"watchSeconds": 600})
+    story.serving("a")
+    story.serving("b")
+    story.spec["gate"] = {**GATE, "notWorseThanCurrent": True}
+    job = story.asked("c")
+    story.pods = [crashing(story.name("b"), 1)]
+    story.ready[story.name("b")] = 0
+    story.look()
+    assert story.traffic() == story.name("a")
+    story.look()
+    [again] = story.jobs
+    assert again != job
+    story.answer(again, 0, PASSED)
+    story.look()
+    assert story.traffic() == story.name("c")
 
 
 def test_one_that_does_not_pass_goes_and_the_old_version_never_notices() -> None:

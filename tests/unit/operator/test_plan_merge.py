@@ -83,7 +83,9 @@ def test_the_old_version_answers_until_the_new_one_is_merged_also_where_it_has_t
     story.pods = [*story.pods, evaluation_pod(next(iter(story.jobs)), 0, DONE, step="Merge")]
     story.look()
     story.look()
-    assert (story.replicas, story.progress()) == ({old: 0}, ("True", "Recreating"))
+    assert (story.replicas, story.progress()) == ({old: 1, story.name("b"): 0}, ("True", "Recreating"))
+    story.look()
+    assert (story.replicas, story.progress()) == ({old: 0, story.name("b"): 0}, ("True", "Recreating"))
 
 
 def test_time_to_answer_counts_from_the_end_of_the_merge() -> None:

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
+from finetune_operator import clock
 from finetune_operator.observe import Ended
 
 from .makers import START, ended, names, result
-from .story import Story, candidate, crashing, serving_pod
+from .story import Story, candidate, crashing, evaluation, serving_pod
+
+GATE = {"prompts": [{"name": "room", "prompt": "What is the code of room 7?", "expect": {"contains": ["41"]}}]}
 
 
 def test_the_first_version_gets_its_own_objects_and_no_traffic_before_it_answers() -> None:
@@ -103,10 +106,32 @@ class TestRecreate:
         story.pods = [serving_pod(old, running=True, ready=True)]
         story.spec["candidate"] = candidate("b")
         story.look()
-        assert (story.replicas, story.progress()) == ({old: 0}, ("True", "Recreating"))
+        assert (story.replicas, story.progress()) == ({old: 1, story.name("b"): 0}, ("True", "Recreating"))
+        story.look()
+        assert (story.replicas, story.progress()) == ({old: 0, story.name("b"): 0}, ("True", "Recreating"))
         story.pods = []
         story.look()
         assert story.replicas == {old: 0, story.name("b"): 1}
+
+    def test_what_is_refused_is_heard_while_the_old_version_answers(self) -> None:
+        story = Story(strategy={"type": "Recreate"})
+        old = story.serving("a")
+        story.pods = [serving_pod(old, running=True, ready=True)]
+        story.spec["candidate"] = candidate("b")
+        for _ in range(3):
+            story.look(30, refused={story.name("b"): "Deployment: denied by policy"})
+            assert (story.replicas, story.progress(), story.status["reason"]) == ({old: 1}, ("True", "Refused"), "Refused")
+            assert story.condition("Ready") == ("True", "Ready")
+
+    def test_while_nobody_answers_ready_says_what_the_new_version_waits_for(self) -> None:
+        story = Story(strategy={"type": "Recreate"})
+        story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        for _ in range(3):
+            story.look()
+        story.pods = [serving_pod(story.name("b"), phase="Pending", unschedulable="0/1 nodes are available: 1 Insufficient nvidia.com/gpu")]
+        story.look()
+        assert (story.condition("Ready"), story.status["reason"]) == (("False", "Unschedulable"), "Unschedulable")
 
     def test_the_old_version_comes_back_when_the_new_one_is_given_up(self) -> None:
         story = Story(strategy={"type": "Recreate"})
@@ -116,6 +141,43 @@ class TestRecreate:
         story.pods = [crashing(story.name("b"), 5)]
         story.look()
         assert (story.traffic(), story.replicas) == (old, {old: 1})
+
+
+class TestPodsThatNobodyMakes:
+    QUOTA = 'pods "support-x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 1, limited: 1'
+
+    @pytest.mark.parametrize("ready", [0, 1], ids=["none at all", "one of two"])
+    def test_the_words_of_who_refuses_them_are_there(self, ready: int) -> None:
+        story = Story(strategy={"timeoutSeconds": 600}, replicas=2)
+        story.serving("a")
+        story.spec["candidate"] = candidate("b")
+        new = story.up("b", ready)
+        story.refusals[new] = self.QUOTA
+        story.pods = [serving_pod(new, running=True, ready=True)] * ready
+        story.look()
+        story.look()
+        message = story.message("Progressing")
+        assert (story.progress(), story.status["reason"]) == (("True", "PodNotCreated"), "PodNotCreated")
+        assert f"{2 - ready} of 2 pods are not made" in message
+        assert self.QUOTA in message
+        story.look(700)
+        assert (story.version("b")["reason"], self.QUOTA in story.version("b")["message"]) == ("NotReadyInTime", True)
+
+    def test_the_pod_that_an_evaluation_lacks_is_missed_after_a_while_and_waited_for_as_long_as_anything(self) -> None:
+        story = Story(strategy={"timeoutSeconds": 600}, gate=GATE)
+        story.spec["candidate"] = candidate("a")
+        story.look()
+        story.up("a")
+        story.look()
+        [job] = story.jobs
+        story.jobs[job] = evaluation(job, started_at=clock.text(story.now))
+        plan = story.look(1)
+        assert (story.progress(), plan.requeue_after) == (("True", "Evaluating"), 89)
+        story.look(89)
+        assert story.progress() == ("True", "PodNotCreated")
+        assert f"kubectl describe job {job}" in story.message("Progressing")
+        story.look(600)
+        assert story.version("a")["reason"] == "NotReadyInTime"
 
 
 class TestGivenUp:

@@ -1,17 +1,15 @@
 """What a job waits for, and that it says so: pods that nobody makes or that do not start, a queue that nobody asked for, an endpoint that cannot be read."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_operator.api.jobstatus import Progress
-from finetune_operator.handlers import Runtime
+from finetune_operator.handlers import awaited
 from finetune_operator.observe import WorkloadView, job_view, pod_view
 from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import JobState
-from finetune_operator.settings import Settings
 
 from .makers import NOW, PREP, PREPARED, PREPARED_STEP, SETTINGS, START, TRAIN, TRAINED_STEP, condition, ended, job, pod, settle, state
 
@@ -93,24 +91,17 @@ def test_an_endpoint_that_cannot_be_read_holds_up_only_what_needs_it() -> None:
     assert "ep cannot be read (spec.engine: no such engine): correct it" in plan.status["message"]
 
 
-def test_a_job_hears_of_a_change_of_the_endpoint_that_could_not_take_its_adapter() -> None:
-    def raw(name: str, **fields: Any) -> list[dict[str, Any]]:
-        return [{"metadata": {"namespace": "team", "name": name}, "spec": fields, "status": {}}]
-
-    ended_job = raw("done", inference={"endpoint": "ep"})
-    ended_job[0]["status"] = {"completionTime": START}
-    runtime = Runtime(Settings(trainer_image="t", inference_image="i"))
-    runtime.caches = SimpleNamespace(
-        finetunejobs={
-            ("team", "a"): raw("a", inference={"endpoint": "ep"}),
-            ("team", "ep"): raw("ep", inference={}),
-            ("team", "b"): raw("b", inference={"endpoint": "other"}),
-            ("team", "c"): raw("c"),
-            ("team", "done"): ended_job,
-            ("elsewhere", "a"): raw("a", inference={"endpoint": "ep"}),
-        }
-    )
-    assert runtime.waiting_for("team", "ep") == {"a", "ep"}
+@pytest.mark.parametrize(
+    ("spec", "status", "endpoint"),
+    [
+        pytest.param({"inference": {"endpoint": "ep"}}, {}, "ep", id="it names one"),
+        pytest.param({"inference": {}}, {}, "support", id="one of its own name"),
+        pytest.param({}, {}, "", id="it serves nothing"),
+        pytest.param({"inference": {}}, {"completionTime": START}, "", id="it has ended"),
+    ],
+)
+def test_a_job_hears_of_a_change_of_the_endpoint_that_could_not_take_its_adapter(spec: dict[str, Any], status: dict[str, Any], endpoint: str) -> None:
+    assert awaited("support", spec, status) == endpoint
 
 
 def terminated(name: str, code: int, message: str = "", restarts: int = 0) -> dict[str, Any]:

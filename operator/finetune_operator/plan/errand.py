@@ -1,0 +1,72 @@
+"""Where a Kubernetes Job stands that an endpoint makes for one of its versions: the merge of its adapter, or an evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from finetune_operator import clock
+from finetune_operator.observe import JobView, PodView
+from finetune_runtime.contract.result import StepResult
+
+from .faults import Fault, ending, not_created, result, waiting
+from .step import RESULT_PATIENCE
+
+# Seconds until a missing pod is looked into: longer than the Job's controller waits before it makes the next one after a failure.
+POD_PATIENCE = 90.0
+
+
+class Stand(Enum):
+    """Where an errand stands."""
+
+    START = auto()  # the Job has to be made
+    WAIT = auto()  # it is under way
+    AGAIN = auto()  # its result is lost: the Job has to go, then it is made again
+    DONE = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Where an errand stands, and what is known about it."""
+
+    stand: Stand
+    message: str = ""  # what is waited for, or how it failed; empty where a pod is at work
+    pod: str = ""  # the one at work
+    fault: Fault | None = None  # what holds it up
+    result: StepResult | None = None
+    look_in: float | None = None  # seconds until more is known without an event
+
+
+def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, *, what: str, counts: Callable[[StepResult], object]) -> Errand:
+    """Where the Job of a `step` stands, `what` in words. `counts`: whether a result says what was asked for."""
+    # One at a time, and of the same kind: older pods have to end first.
+    older = next((p for p in pods if p.step == step and p.alive and (job is None or job.deleting or p.parent != job.name)), None)
+    if older or (job and job.deleting):
+        return Errand(Stand.WAIT, ending(older) if older else f"an older {what} is ending")
+    if job is None:
+        return Errand(Stand.START)
+    mine = [p for p in pods if p.parent == job.name]
+    for ended in (p.ended for p in mine):
+        found = result(ended)
+        if ended and ended.exit_code == 0 and found and counts(found):
+            return Errand(Stand.DONE, result=found)
+    if job.failed:
+        told = next((t for p in mine if (t := result(p.ended))), None)
+        return Errand(Stand.FAILED, told.message if told else job.failure)
+    if job.complete:
+        left = clock.seconds(job.finished_at) + RESULT_PATIENCE - now if job.finished_at else 0.0
+        return Errand(Stand.WAIT if left > 0 else Stand.AGAIN, f"waiting for the result of the {what}", look_in=max(0.0, left))
+    return _pod(job, mine, now, what)
+
+
+def _pod(job: JobView, mine: list[PodView], now: float, what: str) -> Errand:
+    pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
+    if pod is None:
+        ends = (p.ended.finished_at for p in mine if p.ended and p.ended.finished_at)
+        since = max((clock.seconds(text) for text in (job.started_at, *ends) if text), default=None)
+        left = None if since is None else since + POD_PATIENCE - now
+        fault = not_created(job.name) if left is not None and left <= 0 else None
+        return Errand(Stand.WAIT, f"waiting for the pod of the {what}", fault=fault, look_in=None if fault else left)
+    if fault := waiting(pod):
+        return Errand(Stand.WAIT, fault=Fault(fault.reason, f"{what} pod {pod.name}: {fault.message}"))
+    return Errand(Stand.WAIT, ending(pod) if pod.deleting else "", pod.name)
