@@ -85,8 +85,9 @@ class EndpointRest:
             replicas = found["spec"]["replicas"] if found else 0
             if record["role"] == "Previous" and replicas < min(1, spec["replicas"]):
                 fail("rollback stays possible", f"previous version {version} has {replicas} pods")
-            # Where nobody wants pods one is there for as long as a candidate has to show in it that it answers.
-            shown = int(any(other["role"] == "Candidate" and place_of(other) == place_of(record) for other in records.values()))
+            # Where nobody wants pods one is there for as long as a candidate has to show in it that it answers, or is compared with what it says.
+            compares = any(gate.not_worse_than_current for entry in wanted(spec).values() for gate in gates_of(spec, sha(entry)))
+            shown = int(any(other["role"] == "Candidate" and (compares or place_of(other) == place_of(record)) for other in records.values()))
             if record["role"] == "Current" and replicas not in (spec["replicas"], max(spec["replicas"], shown)):
                 fail("an endpoint keeps answering", f"version {version} has the traffic and {replicas} pods, spec.replicas is {spec['replicas']}")
         current = next((v for v, record in records.items() if record["role"] == "Current"), "")
@@ -148,7 +149,7 @@ class EndpointRest:
     def _opens(self, spec: Raw, candidate: Raw) -> bool:
         """Whether the candidate passes, as the questions turn out."""
         quality, loss = self._servers.adapters.of(sha(candidate)).quality, candidate.get("evalLoss")
-        return all(opens(gate, loss, quality) for gate in gates_of(spec, sha(candidate)))
+        return all(opens(gate, loss, quality) and not gate.not_worse_than_current for gate in gates_of(spec, sha(candidate)))
 
     def _stuck(self, raw: Raw, progress: Raw, candidate: Raw | None) -> str:
         """Why a candidate should not have to wait; empty when it has to."""
@@ -160,6 +161,8 @@ class EndpointRest:
         overdue = self._process.now() - clock.seconds(candidate["since"]) - spec["strategy"]["timeoutSeconds"]
         if gives_up and overdue > SLACK and not asked and reason not in ("Evaluating", "Recreating", "Merging", *AT_THE_GATEWAY):
             return f"{candidate['name']} is {overdue:.0f} s over its time"
+        if "it is compared with" in progress["message"]:
+            return "" if self._silent(raw) else "the version with the traffic answers"
         full = not any(n.up and not n.removed and self._kubelets.free(n) for n in self._kubelets.nodes)
         shared = "host" in candidate  # its pods may be in the state that another adapter has left them in, where nobody gives up
         waits = {
@@ -180,6 +183,11 @@ class EndpointRest:
         """Whether a pod that it shares has been started so often for others that the model leaves it where it is."""
         pods = self._api.select("Pod", raw["metadata"]["namespace"], f"{LABEL_VERSION}={place_of(candidate)}") if "host" in candidate else []
         return any(status.get("restartCount", 0) >= MAX_RESTARTS for p in pods for status in p["status"].get("containerStatuses") or ())
+
+    def _silent(self, raw: Raw) -> bool:
+        """Whether no pod of the version with the traffic answers."""
+        current = next((place_of(v) for v in versions_of(raw).values() if v["role"] == "Current"), "")
+        return not self._servers.answering(raw["metadata"]["namespace"], current)
 
     def _held(self, raw: Raw) -> bool:
         """Whether somebody has suspended the evaluation or the merge."""

@@ -49,7 +49,7 @@ class EndpointUsers(Users):
         asks, bounds = random.choice(((True, False), (True, True), (False, True)))
         gate: Raw = {"minPassRate": random.choice(("0.3", "0.8", "1"))}
         if asks:
-            gate["prompts"] = _PROMPTS
+            gate |= {"prompts": _PROMPTS, "notWorseThanCurrent": random.random() < 0.3}
         if bounds:
             gate["evalLoss"] = {"max": random.choice(("1.0", "2.0"))}
         return Evaluation.model_validate(gate).dump()

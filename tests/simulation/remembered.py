@@ -38,6 +38,7 @@ class History:
     served: set[str] = field(default_factory=set)  # versions that have had the traffic
     adapters: set[str] = field(default_factory=set)  # and their adapters
     public: set[str] = field(default_factory=set)  # adapters that a gate let into pods which may have got the traffic, also where that came to nothing
+    compared: dict[str, str] = field(default_factory=dict)  # versions that passed a comparison last, with the Deployment of what they were compared with
     passed: set[tuple[str, str, tuple[str, ...]]] = field(default_factory=set)  # how it was served, adapter and gates
 
 
@@ -48,4 +49,5 @@ class Fitness:
     answering: set[str] = field(default_factory=set)  # UIDs
     most: int = 0  # that ever answered at once
     last: float = float("-inf")  # when one last answered, if none does now
+    since: float = float("-inf")  # when one answered after none did
     crashed: bool = False

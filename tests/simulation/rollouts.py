@@ -4,7 +4,6 @@ An operator acts on what it saw a moment ago. What it may not do is therefore ju
 """
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from finetune_operator import clock
 from finetune_operator.names import EVALUATE, LABEL_ENDPOINT, LABEL_STEP, LABEL_VERSION, MERGE, evaluation_job
@@ -19,7 +18,7 @@ from .kubelet import config_of
 from .merging import check_job
 from .process import Process
 from .remembered import Fitness, History, canonical, gates_of, place_of, versions_of
-from .serving import asked_of, opens
+from .serving import asked_of, opens, place_at
 from .staying import answers
 from .world import World
 
@@ -141,8 +140,21 @@ class Rollouts:
             history.served.update((current, place_of(after[current])))
             history.adapters.update(map(sha, recorded(after[current]).values()))
         for version, record in after.items():
+            if place := history.compared.get(version):
+                self._is_compared(raw, version, place, before, after)
             if record.get("public") and not before.get(version, {}).get("public"):
                 self._is_public(raw, record, history)
+
+    @staticmethod
+    def _is_compared(endpoint: Raw, version: str, place: str, before: dict[str, Raw], after: dict[str, Raw]) -> None:
+        """What becomes known of a comparison was made with the version that has the traffic, or had it until this version got it."""
+
+        def known(records: dict[str, Raw]) -> bool:
+            return any((found.get("evaluation") or {}).get("passed") for found in recorded(records[version]).values()) if version in records else False
+
+        current = [place_of(record) for record in before.values() if record["role"] == "Current"]
+        if known(after) and not known(before) and current and place not in current:
+            fail("a comparison is with what users get", f"{version} of {endpoint['metadata']['name']} was compared with {place}, and users get {current[0]}")
 
     def _is_public(self, endpoint: Raw, record: Raw, history: History) -> None:
         """The pods of a host serve a version to users as soon as the traffic comes to them."""
@@ -188,7 +200,7 @@ class Rollouts:
     def wavered(self, version: str) -> bool:
         """Whether no pod of a version answers, or none did within the time for which the operator may not know better."""
         found = self._of(version)
-        return not found.answering or found.last >= self._world.now - self.moment()
+        return not found.answering or max(found.last, found.since) >= self._world.now - self.moment()
 
     def may_have(self, endpoint: Raw, version: str, current: str) -> None:
         """A version gets requests for the first time; `current` has them until now."""
@@ -269,6 +281,7 @@ class Rollouts:
             return
         found = self._of(version)
         if change != "DELETED" and answers(pod):
+            found.since = found.since if found.answering else self._world.now
             found.answering.add(uid)
             found.most = max(found.most, len(found.answering))
         elif uid in found.answering:
@@ -371,7 +384,12 @@ class Rollouts:
     def asked(self, config: EvaluateConfig, *, passed: bool) -> None:
         """An evaluation has come to a result."""
         if passed:
-            version, place = config.candidate.model.partition("#")[2], (urlsplit(config.candidate.url).hostname or "").partition(".")[0]
+            version, place = config.candidate.model.partition("#")[2], place_at(config.candidate.url)
             made = self.names.of(place)
             adapter = self.names.wanted(place)[config.candidate.model] if version else made.models[config.candidate.model]
-            self._history[config.endpoint.uid].passed.add((made.manner, adapter, canonical(config.gates)))
+            history = self._history[config.endpoint.uid]
+            history.passed.add((made.manner, adapter, canonical(config.gates)))
+            if config.current and any(gate.not_worse_than_current for gate in config.gates):
+                history.compared[config.version] = place_at(config.current.url)
+            else:
+                history.compared.pop(config.version, None)

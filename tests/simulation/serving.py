@@ -73,6 +73,11 @@ def opens(gate: Evaluation, eval_loss: str | None, quality: float) -> bool:
     return bounded and (not gate.asks or quality >= float(gate.min_pass_rate))
 
 
+def place_at(url: str) -> str:
+    """Deployment behind a URL, which its Service is named after."""
+    return (urlsplit(url).hostname or "").partition(".")[0]
+
+
 class Listener(Protocol):
     """Who wants to know of evaluations."""
 
@@ -229,15 +234,26 @@ class Interview:
         elif not serves:
             self._end(Exit.CRASH, Reason.ENDPOINT_UNAVAILABLE)
         else:
-            quality = self.servers.adapters.of(self.servers.served[self._at()[1]][config.candidate.model]).quality
-            passed = all(opens(gate, config.eval_loss, quality) for gate in config.gates)
+            quality = self._quality(config.candidate.url, config.candidate.model)
+            passed = all(opens(gate, config.eval_loss, quality) and self._is_no_worse(gate, quality) for gate in config.gates)
             self.servers.listener.asked(config, passed=passed)
             result = EvaluationResult(passed=passed, reasons=[] if passed else [f"pass rate {quality}"], prompts=1, repeats=3)
             self._end(0, Reason.COMPLETED if passed else Reason.GATE_CLOSED, result)
 
     def _at(self) -> tuple[str, str]:
-        """Namespace and Deployment of what it asks, which its Service is named after."""
-        return self.config.endpoint.namespace, (urlsplit(self.config.candidate.url).hostname or "").partition(".")[0]
+        """Namespace and Deployment of what it asks."""
+        return self.config.endpoint.namespace, place_at(self.config.candidate.url)
+
+    def _quality(self, url: str, model: str) -> float:
+        return self.servers.adapters.of(self.servers.served[place_at(url)][model]).quality
+
+    def _is_no_worse(self, gate: Evaluation, quality: float) -> bool:
+        """Than what users get now, where that is to be compared with and can be asked."""
+        current = self.config.current
+        if not gate.not_worse_than_current or current is None:
+            return True
+        answers = self.servers.answering(self.config.endpoint.namespace, place_at(current.url))
+        return bool(answers) and quality >= self._quality(current.url, current.model)
 
     def _end(self, code: int, reason: Reason | None, result: EvaluationResult | None = None) -> None:
         told = f"passed={result.passed}" if result else reason or "crash"

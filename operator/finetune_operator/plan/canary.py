@@ -32,7 +32,7 @@ def asked(seen: EndpointState) -> Canary | None:
     return seen.spec.strategy.canary if seen.spec.strategy.type == "Canary" else None
 
 
-def _answers(rollout: "Rollout", version: VersionStatus) -> bool:
+def answers(rollout: "Rollout", version: VersionStatus) -> bool:
     """Whether a pod of a version answers."""
     view = rollout.deployment(version.name)
     return view is not None and view.ready > 0
@@ -100,7 +100,7 @@ def keep(rollout: "Rollout", candidate: VersionStatus, *, passes: bool) -> Versi
         return candidate
     if asked(rollout.seen) is None:
         return rollout.versions.put(candidate.model_copy(update={"step": None, "step_since": None}))
-    if candidate.step and not (passes and _answers(rollout, candidate)):
+    if candidate.step and not (passes and answers(rollout, candidate)):
         return _reach(rollout, candidate, 0)
     return candidate
 
@@ -152,7 +152,7 @@ def shares(rollout: "Rollout") -> dict[str, int]:
     if asked(rollout.seen) is None or current is None:
         return {}
     candidate = next((v for v in versions.having("Candidate") if v.step), None)
-    step = 0 if candidate is None or candidate.step is None else candidate.step if _answers(rollout, current) else EVERYTHING
+    step = 0 if candidate is None or candidate.step is None else candidate.step if answers(rollout, current) else EVERYTHING
     found = {current.place: EVERYTHING - step}
     if candidate:
         found[candidate.place] = step

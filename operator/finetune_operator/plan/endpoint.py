@@ -17,7 +17,7 @@ from .faults import Fault
 from .gate import Gate, beside, job_name
 from .merge import is_missing, merge_body
 from .pods import why
-from .rollout import SWITCH_SECONDS, Rollout, drop_candidates, retire, roll, wanted_replicas, watch
+from .rollout import SWITCH_SECONDS, Rollout, compared, drop_candidates, retire, roll, wanted_replicas, watch
 from .status import Conditions
 from .types import Body, EndpointState, Plan, Ref
 from .versions import Target, Versions, host_of, version_of
@@ -28,8 +28,9 @@ def _replicas(rollout: Rollout, version: VersionStatus, wanted: Target | None) -
     spec, versions = rollout.seen.spec, rollout.versions
     if version.role == "Candidate" and wanted:
         return 0 if recreate.waits(rollout, version) else wanted_replicas(rollout, wanted, rollout.verdict)
-    if version.role == "Current":
-        return 0 if recreate.makes_room(rollout) else spec.replicas
+    if rollout.incumbent and version.name == rollout.incumbent.name:
+        asked = wanted and compared(rollout, wanted)
+        return 0 if recreate.makes_room(rollout) else max(spec.replicas, int(bool(asked)))
     current = versions.current
     watched = current is not None and rollout.age(current) < max(SWITCH_SECONDS, spec.strategy.watch_seconds)
     return 0 if spec.strategy.type == "Recreate" else spec.replicas if watched else min(1, spec.replicas)

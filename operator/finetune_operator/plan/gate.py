@@ -127,8 +127,13 @@ def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Ve
 
 def job_name(endpoint: str, version: str, question: Question, current: VersionStatus | None) -> str:
     """Name of the Job that asks a question. One that compares is another one for each version it compares with: `current` may lose the traffic meanwhile."""
-    compared = beside(question, current) if any(gate.not_worse_than_current for gate in question.gates) else None
-    return names.evaluation_job(endpoint, version, question.gate + (compared.name if compared else ""))
+    other = rival(question, current)
+    return names.evaluation_job(endpoint, version, question.gate + (other.name if other else ""))
+
+
+def rival(question: Question, current: VersionStatus | None) -> VersionStatus | None:
+    """The version that a question compares with, without whose answers it cannot be decided."""
+    return beside(question, current) if any(gate.not_worse_than_current for gate in question.gates) else None
 
 
 def beside(question: Question, current: VersionStatus | None) -> VersionStatus | None:

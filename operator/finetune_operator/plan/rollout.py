@@ -17,7 +17,7 @@ from finetune_runtime.contract.evaluation import fault as fault_of
 from . import canary, live, recreate
 from .errand import Stand
 from .faults import Fault, failure, refusal
-from .gate import Gate, Verdict, evaluation, job_name, named, noted, recorded, unanswered
+from .gate import Gate, Verdict, evaluation, job_name, named, noted, recorded, rival, unanswered
 from .merge import Merge, is_missing, merge
 from .pods import crashed, crashes, why
 from .types import EndpointState
@@ -49,6 +49,11 @@ class Rollout:
         place = self.place(version)
         found = (d for d in self.seen.deployments if d.name == place and d.owner_uid == self.seen.owner.uid and not d.deleting)
         return next(found, None)
+
+    @property
+    def incumbent(self) -> VersionStatus | None:
+        """The version that has the traffic, or where none has on record the one that may have it, by a round that was cut short."""
+        return next(iter(self.versions.having("Current") or self.versions.having("Previous")), None)
 
     def place(self, version: str) -> str:
         """Name of the Deployment in whose pods a version is."""
@@ -321,6 +326,14 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
         _in_time(rollout, candidate, target, fault)
 
 
+def compared(rollout: Rollout, target: Target) -> VersionStatus | None:
+    """The version with the traffic, while a question of the candidate's gate needs its answers. With Recreate it has no pods, which keeps the gate closed."""
+    candidate, current = rollout.versions.find(target.name), rollout.versions.current
+    questions = unanswered(target, candidate) if candidate and candidate.role == "Candidate" else []
+    other = rival(questions[0], current) if questions else None
+    return other if other and candidate and not recreate.takes_the_place(rollout, candidate) else None
+
+
 def _is_asked(rollout: Rollout, candidate: VersionStatus, target: Target) -> bool:
     """Whether an evaluation goes on: pods that come and go beside one that answers are no reason to give it up and to ask anew."""
     view = rollout.deployment(candidate.name)
@@ -337,7 +350,11 @@ def _evaluation(rollout: Rollout, candidate: VersionStatus, question: Question) 
 def _ask(rollout: Rollout, candidate: VersionStatus, target: Target) -> tuple[VersionStatus, Verdict]:
     """The first question without an answer, one at a time. What has passed is noted, and the next one is asked in the next round."""
     question = unanswered(target, candidate)[0]
-    job = _evaluation(rollout, candidate, question)
+    job, other = _evaluation(rollout, candidate, question), compared(rollout, target)
+    if job is None and other and not canary.answers(rollout, other):
+        fault = why(rollout, other.name)
+        message = f"it is compared with the version that has the traffic as soon as that answers: {fault.message}"
+        return candidate, Verdict(Gate.WAIT, fault.reason, message, question=question)
     found = evaluation(job, rollout.seen.pods, rollout.now)
     verdict = replace(found, message=named(found.message, question, target) if found.message else "", question=question)
     if verdict.gate is not Gate.OPEN:

@@ -73,6 +73,30 @@ def test_what_was_compared_with_a_version_that_has_lost_the_traffic_does_not_cou
     assert story.traffic() == story.name("c")
 
 
+@pytest.mark.parametrize("replicas", [0, 1], ids=["which is scaled to zero", "whose pod was evicted"])
+def test_one_is_compared_with_the_version_that_has_the_traffic_when_that_answers(replicas: int) -> None:
+    story = Gated()
+    old = story.serving("a")
+    story.spec |= {"replicas": replicas, "gate": {**GATE, "notWorseThanCurrent": True}}
+    story.ready[old] = 0
+    story.spec["candidate"] = candidate("b")
+    story.look()
+    story.up("b")
+    story.look()
+    assert (story.jobs, story.replicas[old], story.condition("Progressing")) == ({}, 1, ("True", "Starting"))
+    assert f"as soon as that answers: version {old}: waiting for its pods" in story.message("Progressing")
+    story.up("a")
+    story.look()
+    [job] = story.jobs
+    story.answer(job, 0, PASSED)
+    for _ in range(2):
+        story.look()
+    assert (story.traffic(), story.replicas[story.name("b")]) == (story.name("b"), replicas)
+    story.pods = []
+    story.look(10_000)
+    assert story.roles() == {"b": "Current", "a": "Retired"}
+
+
 def test_one_that_does_not_pass_goes_and_the_old_version_never_notices() -> None:
     story = Gated()
     old = story.serving("a")

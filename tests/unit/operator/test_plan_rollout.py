@@ -133,6 +133,14 @@ class TestRecreate:
         story.look()
         assert (story.condition("Ready"), story.status["reason"]) == (("False", "Unschedulable"), "Unschedulable")
 
+    def test_one_that_may_have_the_traffic_by_a_round_that_was_cut_short_keeps_its_pods(self) -> None:
+        story = Story(strategy={"type": "Recreate"}, replicas=2)
+        old = story.serving("a")
+        story.status["versions"][0]["role"] = "Previous"
+        story.spec.pop("candidate")
+        story.look(10_000)
+        assert (story.roles(), story.replicas) == ({"a": "Previous"}, {old: 2})
+
     def test_the_old_version_comes_back_when_the_new_one_is_given_up(self) -> None:
         story = Story(strategy={"type": "Recreate"})
         old = story.serving("a")
