@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import names
@@ -11,7 +11,9 @@ from .api.meta import Owner
 from .build.endpoint import proposed_name
 from .kube import AlreadyExistsError, Cluster, GoneError, RefusedError, ref_of
 from .observe import controller
+from .plan.faults import Fault
 from .plan.types import Body, Plan, Ref
+from .reasons import Reason
 
 # An object applied with the same content is left alone for so long (seconds); then edits by others are put right.
 TRUST = 300.0
@@ -24,11 +26,20 @@ class Outcome:
 
     conflicts: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    route: Fault | None = None  # why the HTTPRoute is not as it is to be, which holds up nothing but steps through a Gateway
 
     @property
     def whole(self) -> bool:
         """Whether everything was carried out."""
-        return not self.conflicts and not self.refused
+        return not (self.conflicts or self.refused or self.route)
+
+    def without(self, plan: Plan) -> Plan:
+        """What is left of a plan without all that could not be made."""
+
+        def possible(bodies: tuple[Body, ...]) -> tuple[Body, ...]:
+            return tuple(b for b in bodies if b["metadata"]["name"] not in self.refused and not (self.route and b["kind"] == "HTTPRoute"))
+
+        return replace(plan, apply=possible(plan.apply), create=possible(plan.create), propose=possible(plan.propose))
 
 
 class Applier:
@@ -51,15 +62,21 @@ class Applier:
     async def execute(self, plan: Plan, owner: Owner) -> Outcome:
         """Apply, patch, create, propose, delete, in this order.
 
-        Objects are looked at before the first write, so that nothing of anyone else is touched. Raises RefusedError for one that others depend on.
+        Objects are looked at before the first write, so that nothing of anyone else is touched. What nobody depends on yet comes first: where that is
+        refused, nothing else is done for it. Raises RefusedError for an object that others depend on.
         """
         namespace, uid = owner.namespace, owner.uid
         outcome = Outcome()
         conflicts = outcome.conflicts
-        due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, conflicts)) is not None]
+        due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, outcome)) is not None]
         if conflicts:
             return outcome
-        for body, found in due:
+        new, standing = ([(b, found) for b, found in due if (b["metadata"]["name"] in plan.untried) is untried] for untried in (True, False))
+        for body, found in new:
+            await self._try(self._apply(body, namespace, found), body, plan, outcome)
+        if outcome.refused:
+            return outcome
+        for body, found in standing:
             await self._try(self._apply(body, namespace, found), body, plan, outcome)
         for ref, change in plan.patch:
             await self._cluster.patch(ref, namespace, change)
@@ -81,19 +98,29 @@ class Applier:
             await request
         except RefusedError as error:
             name = body["metadata"]["name"]
-            if name not in plan.untried:
-                raise
-            outcome.refused.setdefault(name, f"{body['kind']} {name}: {error.message}")
+            words = f"{body['kind']} {name}: {error.message}"
+            if body["kind"] == "HTTPRoute":
+                outcome.route = Fault(Reason.ROUTE_REFUSED, f"the API server refuses {words}")
+            elif name in plan.untried:
+                outcome.refused.setdefault(name, words)
+            else:
+                raise RefusedError(error.status, words) from error
 
     def _known(self, namespace: str, body: Body) -> bool:
         """Whether an object was applied like this not long ago."""
         known, since = self._applied.get((namespace, ref_of(body)), ({}, 0.0))
         return known == body and 0 <= self._clock() - since < TRUST
 
-    async def _look(self, body: Body, owner: Owner, conflicts: list[str]) -> Body | None:
+    async def _look(self, body: Body, owner: Owner, outcome: Outcome) -> Body | None:
         """The object as it is, empty when there is none; None when it is somebody else's, which is noted."""
-        found = await self._cluster.get(ref_of(body), owner.namespace)
-        return (found or {}) if self._is_ours(body, found, owner, conflicts) else None
+        found, conflicts = await self._cluster.get(ref_of(body), owner.namespace), list[str]()
+        if self._is_ours(body, found, owner, conflicts):
+            return found or {}
+        if body["kind"] == "HTTPRoute":
+            outcome.route = Fault(Reason.NAME_CONFLICT, f"{conflicts[0]} exists and belongs to somebody else: delete or rename it")
+        else:
+            outcome.conflicts += conflicts
+        return None
 
     async def _create(self, body: Body, owner: Owner, conflicts: list[str]) -> None:
         try:

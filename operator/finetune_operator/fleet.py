@@ -1,12 +1,13 @@
 """The Deployments, pods and evaluations of ModelEndpoints: from the caches for every look, from the API server before traffic moves."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import names
 from .api.meta import Owner
 from .children import LOOK_EVERY, Store
+from .graves import Graves
 from .kube import Cluster
 from .observe import DeploymentView, JobView, PodView, deployment_view, job_view, pod_view
 from .plan.types import Ref
@@ -17,7 +18,7 @@ class Crew:
     """What belongs to one endpoint."""
 
     deployments: tuple[DeploymentView, ...]
-    pods: tuple[PodView, ...]
+    pods: tuple[PodView, ...]  # with those of merges and evaluations that are gone, as they were at the end
     jobs: tuple[JobView, ...]  # evaluations
     live: bool  # as the API server says now
 
@@ -30,6 +31,11 @@ class Fleet:
         self._stores = (deployments, pods, evaluations)
         self._looked: dict[str, float] = {}  # by UID of the endpoint
         self._ghosts: dict[str, frozenset[str]] = {}
+        self._graves = Graves()
+
+    def bury(self, key: tuple[str, str], pod: PodView) -> None:
+        """A pod of a merge or an evaluation was deleted; `key` is (namespace, name) of the endpoint, `pod` what it was at the end."""
+        self._graves.bury(key, replace(pod, gone=True, gone_at=self._now()))
 
     async def of(self, owner: Owner) -> Crew:
         """From the caches; every few minutes from the API server."""
@@ -37,7 +43,7 @@ class Fleet:
             return await self.look(owner)
         ghosts = self._ghosts.get(owner.uid, frozenset())
         deployments, pods, jobs = (tuple(v for v in found if v.uid not in ghosts) for found in self._cached(owner))
-        return Crew(deployments, pods, jobs, live=False)
+        return Crew(deployments, self._with_graves(owner, pods), jobs, live=False)
 
     async def look(self, owner: Owner) -> Crew:
         """From the API server."""
@@ -48,10 +54,15 @@ class Fleet:
         jobs = tuple(job_view(raw) for raw in await self._cluster.list(Ref("batch/v1", "Job", ""), at, mine))
         self._ghosts[owner.uid] = frozenset((known | self._ghosts.get(owner.uid, frozenset())) - {v.uid for found in (deployments, pods, jobs) for v in found})
         self._looked[owner.uid] = self._now()
-        return Crew(deployments, pods, jobs, live=True)
+        return Crew(deployments, self._with_graves(owner, pods), jobs, live=True)
 
-    def forget(self, uid: str) -> None:
+    def _with_graves(self, owner: Owner, pods: tuple[PodView, ...]) -> tuple[PodView, ...]:
+        here = {p.uid for p in pods}
+        return (*pods, *(p for p in self._graves.get((owner.namespace, owner.name)) if p.uid not in here))
+
+    def forget(self, uid: str, key: tuple[str, str]) -> None:
         """Drop an endpoint that is gone."""
+        self._graves.forget(key)
         self._looked.pop(uid, None)
         self._ghosts.pop(uid, None)
 

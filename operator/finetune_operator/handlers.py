@@ -264,6 +264,8 @@ def pod_event(memo: Any, namespace: Any, name: str, labels: Any, body: Any, type
     runtime = cast("Runtime", memo.runtime)
     if type == "DELETED" and runtime.reconciler and (job := labels.get(names.LABEL_JOB)):
         runtime.reconciler.children.graves.bury((namespace, job), pod_view(body))
+    if type == "DELETED" and runtime.reconciler and labels.get(names.LABEL_STEP) and (endpoint := labels.get(names.LABEL_ENDPOINT)):
+        runtime.reconciler.fleet.bury((namespace, endpoint), pod_view(body))
     if type == "ADDED" and runtime.reconciler and (version := labels.get(names.LABEL_VERSION)):
         # ConfigMaps are not watched: a pod that needs the one of its version must not wait for long when somebody has deleted it.
         runtime.reconciler.applier.forget(namespace, Ref("v1", "ConfigMap", version))

@@ -77,6 +77,8 @@ class PodView:
     address: str = ""
     told: str = ""  # digest of the list of adapters that it was told last
     gone: bool = False  # deleted; this is what was seen last
+    gone_at: float = 0.0  # when that was heard, in seconds
+    verdict: str = ""  # why a node ended it as a whole, in the kubelet's words
 
     @property
     def alive(self) -> bool:
@@ -97,6 +99,7 @@ class WorkloadView:
     message: str
     evicted: str  # reason of the last eviction; empty while it is not evicted
     finished: bool
+    checks: str = ""  # admission checks that have yet to let it in although quota is reserved, with their words; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,13 @@ def pod_view(raw: Raw) -> PodView:
     labels = meta.get("labels") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     ours = [s for s in statuses if s["name"] in _OURS]
-    waiting = [w for s in statuses if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating")]
+    running = any((s.get("state") or {}).get("running") for s in status.get("containerStatuses") or [] if s["name"] == names.CONTAINER)
+    # Another's container can keep ours from its start; once that runs, how the other one fares says nothing about it.
+    waiting = [
+        w
+        for s in sorted(statuses, key=lambda s: s["name"] not in _OURS)
+        if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating") and (s in ours or not running)
+    ]
     conditions = _conditions(raw)
     scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     return PodView(
@@ -210,7 +219,7 @@ def pod_view(raw: Raw) -> PodView:
         node=raw["spec"].get("nodeName", ""),
         created_at=meta.get("creationTimestamp", ""),
         deleting="deletionTimestamp" in meta,
-        running=any((s.get("state") or {}).get("running") for s in status.get("containerStatuses") or []),
+        running=running,
         ready=conditions.get("Ready", {}).get("status") == "True",
         waiting_reason=waiting[0].get("reason", "") if waiting else "",
         waiting_message=waiting[0].get("message", "") if waiting else "",
@@ -221,6 +230,7 @@ def pod_view(raw: Raw) -> PodView:
         step=labels.get(names.LABEL_STEP, ""),
         address=status.get("podIP", ""),
         told=(meta.get("annotations") or {}).get(names.ANNOTATION_TOLD, ""),
+        verdict=f"{status['reason']}: {status.get('message', '')}" if status.get("reason") and status.get("phase") == "Failed" else "",
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )
 
@@ -239,7 +249,13 @@ def workload_view(raw: Raw) -> WorkloadView:
         message=quota.get("message", ""),
         evicted=evicted.get("reason", "") if evicted.get("status") == "True" else "",
         finished=conditions.get("Finished", {}).get("status") == "True",
+        checks="" if conditions.get("Admitted", {}).get("status") == "True" else "; ".join(_pending_checks(raw)),
     )
+
+
+def _pending_checks(workload: Raw) -> list[str]:
+    checks = (workload.get("status") or {}).get("admissionChecks") or []
+    return [f"{c['name']}: {c.get('state', 'Pending')}{f' ({text})' if (text := c.get('message')) else ''}" for c in checks if c.get("state") != "Ready"]
 
 
 def node_view(raw: Raw, resource: str) -> NodeView:

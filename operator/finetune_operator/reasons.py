@@ -25,6 +25,7 @@ class Reason(StrEnum):
     PREEMPTED = "Preempted"
     WAITING_FOR_QUEUE = "WaitingForQueue"
     QUOTA_RESERVED = "QuotaReserved"
+    ADMISSION_CHECKS = "AdmissionChecks"
     FITS = "Fits"
     GPU_TOO_SMALL = "GPUTooSmall"
     GPU_MEMORY_UNKNOWN = "GPUMemoryUnknown"
@@ -35,6 +36,8 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     UNSCHEDULABLE = "Unschedulable"
     POD_NOT_CREATED = "PodNotCreated"
+    POD_LOST = "PodLost"
+    SIDECAR_RUNNING = "SidecarRunning"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105  a reason, not a secret
     VOLUME_NOT_FOUND = "VolumeNotFound"
     IMAGE_PULL_FAILED = "ImagePullFailed"

@@ -13,11 +13,11 @@ from .api import API_VERSION
 from .api.finetunejob import FineTuneJob
 from .api.meta import Condition, ConditionType, Owner
 from .api.modelendpoint import ModelEndpoint
-from .apply import Applier
+from .apply import Applier, Outcome
 from .build.endpoint import endpoint_name
 from .children import Children, Offspring, Store
 from .fleet import Fleet
-from .kube import ApiError, Cluster, GoneError, StaleError
+from .kube import ApiError, Cluster, GoneError, RefusedError, StaleError
 from .names import ANNOTATION_IGNORE_FIT, FIELD_MANAGER
 from .nodes import Nodes
 from .objects import Key, Objects
@@ -123,11 +123,26 @@ class Reconciler:
         if raw is None or plan is None:
             return None
         state, decided = plan
-        outcome = await self.applier.execute(decided, state.owner)
-        if not outcome.whole:
-            decided = job_plan.decide(replace(state, conflicts=tuple(outcome.conflicts), refused=outcome.refused), self._settings, self._now())
+
+        def again(out: Outcome) -> Plan:
+            return job_plan.decide(replace(state, conflicts=tuple(out.conflicts), refused=out.refused), self._settings, self._now())
+
+        decided = await self._carry_out(decided, state.owner, again)
         await self._report(key, state.owner, raw, state.status.conditions, decided)
+        await self.applier.execute(Plan(delete=decided.delete, expire=decided.expire), state.owner)
         return decided.requeue_after if is_final(state.status.conditions) else min(decided.requeue_after or RESYNC, RESYNC)
+
+    async def _carry_out(self, plan: Plan, owner: Owner, again: Callable[[Outcome], Plan]) -> Plan:
+        """Do what a plan says, up to what goes by it; `again` decides by what could not be made, and the rest of that is done. Returns the plan that holds.
+
+        What ends, and where the traffic is, has to be on record before anything goes: what goes follows from the record, also in a later round.
+        """
+        outcome = await self.applier.execute(replace(plan, delete=(), expire=False), owner)
+        if outcome.whole:
+            return plan
+        decided = again(outcome)
+        await self.applier.execute(replace(outcome.without(decided), delete=(), expire=False), owner)
+        return decided
 
     def _forget(self, key: Key) -> None:
         self._progress.forget((key.namespace, key.name))
@@ -187,7 +202,7 @@ class Reconciler:
         raw = await self._objects.newest(key)
         if raw is None:
             uid = self._uids.pop(key, "")
-            self.fleet.forget(uid)
+            self.fleet.forget(uid, (key.namespace, key.name))
             self._routes.forget(uid)
             return None
         plan = await self._decide_endpoint(raw, live=False)
@@ -197,10 +212,15 @@ class Reconciler:
         if raw is None or plan is None:
             return None
         state, decided = plan
-        outcome = await self.applier.execute(replace(decided, delete=()), state.owner)
-        if not outcome.whole:
-            decided = endpoint_plan.decide(replace(state, conflicts=tuple(outcome.conflicts), refused=outcome.refused), self._settings, self._now())
-        # Where the traffic is has to be on record before anything goes: what goes follows from the record, also in a later round.
+
+        def again(out: Outcome) -> Plan:
+            told = replace(state, conflicts=tuple(out.conflicts), refused=out.refused, route_fault=out.route)
+            return endpoint_plan.decide(told, self._settings, self._now())
+
+        try:
+            decided = await self._carry_out(decided, state.owner, again)
+        except RefusedError as error:  # of what users depend on: where the traffic is stays on record as it was
+            decided = endpoint_plan.decide(replace(state, blocked=error.message), self._settings, self._now())
         await self._report(key, state.owner, raw, state.status.conditions, decided)
         await self.applier.execute(Plan(delete=decided.delete), state.owner)
         return min(decided.requeue_after or RESYNC, RESYNC)

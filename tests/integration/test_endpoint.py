@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.job import TRAINED, finetunejob, phase, prepared, running, train_message, training
+from tests.integration.job import TRAINED, finetunejob, phase, prepared, running, train_message
 from tests.integration.operator_process import Namespace, Operator, wait
 
 Body = dict[str, Any]
@@ -136,11 +136,37 @@ def test_a_job_whose_adapter_the_endpoint_cannot_serve_goes_on_when_it_can(mine:
     mine.edit(model={"source": "s3://models/other"})
     here = mine.here
     here.apply(finetunejob("late", inference={"endpoint": "support"}, activeDeadlineSeconds=3600))
-    here.end(training(here, "late"), 0, TRAINED)
-    status = wait("what it waits for", lambda: found if (found := here.status("late")).get("reason") == "WaitingForEndpoint" else {})
-    assert "serves base model s3://models/other" in status["message"]
-    mine.edit(model={"source": "s3://models/base"})
+    prepared(here, "late")
+    for phase_then in ("Pending", "Deploying"):  # before a GPU is taken; and when somebody changes the endpoint meanwhile
+        status = wait("what it waits for", lambda: found if (found := here.status("late")).get("reason") == "WaitingForEndpoint" else {})
+        assert status["phase"] == phase_then
+        assert "serves base model s3://models/other" in status["message"]
+        assert next(c["status"] for c in status["conditions"] if c["type"] == "Stalled") == "True"
+        mine.edit(model={"source": "s3://models/base"})
+        if phase_then == "Pending":
+            pod = running(here, job="late")
+            mine.edit(model={"source": "s3://models/other"})
+            here.end(pod, 0, TRAINED)
     wait("its adapter is proposed", lambda: here.get("modelendpoint", "support")["spec"].get("candidate", {}).get("job") == "late", 30)
+
+
+def test_objects_of_a_new_version_that_are_refused_cost_nobody_an_answer_with_recreate(mine: Endpoint) -> None:
+    mine.edit(strategy={"type": "Recreate", "watchSeconds": 0})
+    old = mine.serve("a")
+    here, services = mine.here, len(mine.here.items("services"))
+    here.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full"}, "spec": {"hard": {"services": str(services)}}})
+    wait("the quota is counted", lambda: (here.get("resourcequota", "full").get("status") or {}).get("used", {}).get("services") == str(services))
+    mine.edit(candidate=candidate("b"))
+    wait("the refusal is told", lambda: mine.status().get("reason") == "Refused")
+    told = next(c for c in mine.status()["conditions"] if c["type"] == "Progressing")
+    assert "exceeded quota: full" in told["message"]
+    mine.edit(keepPrevious=2)  # another look
+    wait("it has looked", lambda: mine.status()["observedGeneration"] == here.get("modelendpoint", "support")["metadata"]["generation"])
+    assert (mine.traffic(), mine.status()["readyReplicas"], here.get("deployment", old)["spec"]["replicas"]) == (old, 1, 1)
+    here.rest.delete("resourcequota", "full")
+    wait("the old pods make room", lambda: not mine.pods("a"), 60)
+    mine.answer("b")
+    mine.until("b", "Current")
 
 
 def test_an_adapter_is_merged_before_the_pods_of_its_version_start(mine: Endpoint) -> None:

@@ -109,6 +109,35 @@ def test_ready_then_weight_then_everything_then_fewer_pods(mine: Routed) -> None
     wait("the old version's pods are gone", lambda: not mine.here.items("pods", f"finetune.dev/version={old}"))
 
 
+def test_a_route_that_the_api_server_refuses_is_told_and_holds_up_only_the_steps(mine: Routed) -> None:
+    old = mine.named("a")
+    twice = {**CANARY, "parentRefs": [{"name": "public"}, {"name": "public"}]}  # the Gateway API wants a sectionName for each
+    mine.edit(strategy={**STRATEGY, "canary": twice}, replicas=2, candidate=candidate("b"))
+    mine.until("b", "Candidate")
+    mine.answer("b")
+    wait("the refusal is told", lambda: mine.progress() == "RouteRefused")
+    routed = next(c for c in mine.status()["conditions"] if c["type"] == "Routed")
+    assert (routed["status"], "parentRefs" in routed["message"]) == ("False", True)
+    wait("it is scaled all the same", lambda: len(mine.pods("a")) == 2)
+    assert (mine.traffic(), mine.weights(), mine.version("b")["role"]) == (old, {old: 100}, "Candidate")
+
+
+def test_a_route_of_that_name_that_is_somebody_elses_takes_nothing_from_users(mine: Routed) -> None:
+    mine.edit(strategy={"type": "BlueGreen", "canary": None})
+    wait("the route is gone", lambda: not mine.route())
+    own = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "support"}, "spec": {"parentRefs": [{"name": "public"}]}}
+    mine.here.apply(own)
+    mine.edit(strategy=STRATEGY, candidate=candidate("b"))
+    mine.until("b", "Candidate")
+    mine.answer("b")
+    wait("the conflict is told", lambda: mine.progress() == "NameConflict")
+    conditions = {c["type"]: (c["status"], c["reason"]) for c in mine.status()["conditions"]}
+    assert (conditions["Ready"], conditions["Routed"]) == (("True", "Ready"), ("False", "NameConflict"))
+    mine.here.rest.delete("httproute", "support")
+    mine.says(ACCEPTED)
+    wait("a share", lambda: mine.weights().get(mine.named("b"), 0) == 10, 60)
+
+
 def test_a_crash_in_a_step_takes_the_share_back(mine: Routed) -> None:
     old = mine.named("a")
     mine.edit(strategy={**STRATEGY, "canary": {**CANARY, "stepSeconds": 600}})

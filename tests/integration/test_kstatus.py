@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hack import helm
-from tests.integration.job import TRAINED, finetunejob, name_of, prepared, reason
+from tests.integration.job import TRAINED, finetunejob, name_of, phase, prepared, reason, training
 from tests.integration.kubectl import Kubectl
 from tests.integration.operator_process import Namespace, Operator
 
@@ -62,6 +62,14 @@ def test_it_waits_until_the_job_has_succeeded(operator: Operator, here: Namespac
     here.end(train, 0, TRAINED)
     code, said = ended(process)
     assert code == 0, said
+
+
+def test_kubectl_wait_knows_a_job_that_has_succeeded_also_when_somebody_edits_it_afterwards(operator: Operator, here: Namespace) -> None:
+    here.apply(finetunejob())
+    here.end(training(here), 0, TRAINED)
+    phase(here, "Succeeded")
+    here.rest.merge("finetunejob", "support", {"spec": {"ttlSecondsAfterFinished": 86400}})
+    here.kubectl("wait", "--for=condition=Succeeded", "--timeout=15s", "finetunejob/support")
 
 
 def test_it_waits_from_the_first_moment_on_also_without_an_operator(process: Operator, here: Namespace, install: Install) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator import names
+from finetune_operator.build import evaluation
 from finetune_operator.plan import choice, endpoint, gate, live, pods, recreate, rollout, versions
 from finetune_operator.plan.errand import Stand
 from finetune_operator.plan.faults import Fault
@@ -31,8 +32,8 @@ def _for_nobody(looked: Any) -> bool:
     return looked.seen.spec.strategy.type == "Recreate" and bool(looked.versions.having("Candidate"))
 
 
-def _nobody(*_: Any) -> None:
-    return None
+def _with_itself(right: Any, owner: Any, spec: Any, gates: Any, adapter: Any, version: Any, current: Any, *args: Any) -> Any:
+    return right(owner, spec, gates, adapter, version, current and version, *args)
 
 
 def _keeps_none(right: Any, looked: Any) -> None:
@@ -105,7 +106,7 @@ ROLLOUT_MUTANTS = (
     Mutant("previous versions go at once", _around(endpoint, "retire", _keeps_none), ("rollback stays possible",), _ROLLING),
     Mutant("two gates ask at a time", _around(endpoint, "_evaluation", _side_by_side), ("one evaluation at a time",), _GATED),
     Mutant("what has passed is asked again", _set(gate, "_known", lambda *_: None), ("a passed evaluation counts",), _GATED),
-    Mutant("what was compared with another version counts", _all(_set(gate, "rival", _nobody), _set(rollout, "rival", _nobody)), ("a comparison is with what users get",), _GATED),
+    Mutant("a version is compared with itself", _around(evaluation, "evaluate_config", _with_itself), ("a comparison is with what users get",), _GATED),
     Mutant("what is given up keeps its pods", _around(endpoint, "_plan", _keeps_all), ("nothing is left of versions that went",), _ROLLING),
     Mutant("nothing is ever given up", _around(rollout, "_starting", _patient), ("every rollout ends or says what it waits for",), {**_BUSY, "bad_versions": 0.6}),
     Mutant("a version is forgotten when the next one comes", _around(versions.Versions, "move", _skips), ("roles change along their ways",), _ROLLING),

@@ -48,6 +48,8 @@ def route_fault(seen: EndpointState) -> Fault | None:
     if not seen.gateway_api:
         missing = f"the cluster has no HTTPRoutes ({names.GATEWAY_API}): install the Gateway API's CustomResourceDefinitions and a Gateway, {_CURE}"
         return Fault(Reason.GATEWAY_API_MISSING, missing)
+    if seen.route_fault:
+        return Fault(seen.route_fault.reason, f"{seen.route_fault.message}, {_CURE}")
     if route and route.refusal:
         return Fault(Reason.ROUTE_REFUSED, f"HTTPRoute {seen.owner.name} is refused: {route.refusal}. Correct the Gateway or spec.strategy.canary, {_CURE}")
     if route is None or not route.accepted:
@@ -121,6 +123,7 @@ def advance(rollout: "Rollout", candidate: VersionStatus, **passed: Any) -> bool
     if fault := route_fault(rollout.seen):
         rollout.versions.put(candidate.model_copy(update=passed))
         rollout.wait(Fault(fault.reason, f"version {candidate.name} is ready and stands by with {step} % of the requests: {fault.message}"))
+        rollout.look_in(30.0 if rollout.seen.route_fault else None)
         return False
     if step and candidate.step_since and (left := clock.seconds(candidate.step_since) + canary.step_seconds - rollout.now) > 0:
         rollout.due.append(left)

@@ -33,22 +33,27 @@ def target(endpoint: str, spec: ModelEndpointSpec, versions: Versions, alive: Co
     name = known.name if there else version_of(endpoint, spec, refs(whole), settings)
     host = known.host if there else host_of(endpoint, spec, settings)
     about = {field: getattr(known, field) for field in ("job", "job_uid", "adapter", "eval_loss", "model_bytes")}
-    asked = wish(spec, ())
-    given_up = _rejected(spec, versions.find(name), asked, known.eval_loss)
+    asked = _standing(spec, known)
+    given_up = _rejected(versions.find(name), asked, known.eval_loss)
     return Target(name, Candidate(**about), asked, known.served_name or "", whole, given_up=given_up, host=host)
 
 
 def wish(spec: ModelEndpointSpec, found: tuple[Evaluation, ...]) -> str:
-    """Digest of what is asked for beside adapters and serving."""
-    return names.digest("".join((spec.version or "", *(g.model_dump_json() for g in found))))
+    """What is asked for beside adapters and serving: digest of the gates, and of the name where somebody names a version."""
+    return f"{names.digest(''.join(g.model_dump_json() for g in found))}.{names.digest(spec.version) if spec.version else ''}"
+
+
+def _standing(spec: ModelEndpointSpec, version: VersionStatus) -> str:
+    """The wish that a version goes by which has had the traffic. Its gates do not count any more, but stand for the adapter as it is proposed."""
+    proposed = proposals(spec).get(version.served_name or "")
+    return wish(spec, gates(spec, proposed if proposed and proposed.adapter == version.adapter else None))
 
 
 def brought(spec: ModelEndpointSpec, current: VersionStatus | None, wanted: Target | None) -> str:
     """Digest of the wish that gave the version with the traffic its place, as far as it stands today."""
     if current is None or (wanted and wanted.name == current.name):
         return wanted.asked if wanted else ""
-    proposed = proposals(spec).get(current.served_name or "")
-    return wish(spec, gates(spec, proposed if proposed and proposed.adapter == current.adapter else None))
+    return _standing(spec, current)
 
 
 def _same(known: VersionStatus, offer: Target) -> bool:
@@ -58,14 +63,15 @@ def _same(known: VersionStatus, offer: Target) -> bool:
     return (known.served_name or "", known.adapter) == (offer.served, offer.candidate.adapter)
 
 
-def _rejected(spec: ModelEndpointSpec, record: VersionStatus | None, asked: str, eval_loss: str | None) -> VersionStatus | None:
-    same = record is not None and (record.role, record.eval_loss) == ("Rejected", eval_loss) and _as_asked(spec, record, asked)
+def _rejected(record: VersionStatus | None, asked: str, eval_loss: str | None) -> VersionStatus | None:
+    same = record is not None and (record.role, record.eval_loss) == ("Rejected", eval_loss) and _as_asked(record, asked)
     return record if same else None
 
 
-def _as_asked(spec: ModelEndpointSpec, record: VersionStatus, asked: str) -> bool:
-    """Whether a version was given up under this wish. One that is named may have had the traffic then, where nobody asks for its gate."""
-    return record.asked == asked or (spec.version is not None and record.asked == wish(spec, ()))
+def _as_asked(record: VersionStatus, asked: str) -> bool:
+    """Whether a version was given up under this wish: with the same gates, and nobody has named it since. That it is named no longer is no news."""
+    (gates_then, _, named_then), (gates_now, _, named_now) = (record.asked or "").partition("."), asked.partition(".")
+    return gates_then == gates_now and named_now in ("", named_then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class _Offers:
         asked = wish(self.spec, questions[0].gates)
         about = {field: getattr(main, field) for field in ("job", "job_uid", "adapter", "eval_loss")}
         candidate = self._proposal(name, main) or Candidate(**about, model_bytes=current.model_bytes)
-        given_up = _rejected(self.spec, self.versions.find(version), asked, candidate.eval_loss)
+        given_up = _rejected(self.versions.find(version), asked, candidate.eval_loss)
         return Target(version, candidate, asked, name, wanted, questions if new else (), given_up, self._host)
 
     @property
@@ -136,7 +142,7 @@ class _Offers:
         """
         for record in self.versions.having("Rejected"):
             same = (record.served_name or "", record.adapter, record.eval_loss) == (name, proposed.adapter, proposed.eval_loss)
-            same = same and _as_asked(self.spec, record, asked)
+            same = same and _as_asked(record, asked)
             other = record.name != version and any(o.evaluation and not o.evaluation.passed for o in record.others or ())
             if same and not other and self._version(served(record)) == record.name:
                 return record

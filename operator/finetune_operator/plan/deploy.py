@@ -91,8 +91,7 @@ def _through_endpoint(seen: JobState, status: FineTuneJobStatus, artifact: Artif
             under_way = replace(under_way, endpoint=told_now)
         return replace(under_way, create=(endpoint(owner, seen.spec, inference, artifact, status.model),))
     if seen.endpoint.owner_uid not in ("", owner.uid):
-        message = f"ModelEndpoint {name} belongs to another object and is deleted with it: name another endpoint in a new job"
-        return replace(under_way, deployed=Stated("False", Reason.NAME_CONFLICT, message))
+        return replace(under_way, deployed=Stated("False", Reason.NAME_CONFLICT, _belongs_to_another(name)))
     found = proposals(seen.endpoint.spec)
     standing = next((known for known in found.values() if known.job_uid == owner.uid), found.get(served_name))
     mine = min(of_job(seen.endpoint.status.versions, owner.uid), key=lambda v: _ROLES.index(v.role), default=None)
@@ -136,6 +135,23 @@ def _refusal(seen: JobState, endpoint: EndpointView, name: str, served_name: str
             "remove one from its spec.adapters, or name another endpoint in a new job"
         )
     return ""
+
+
+def obstacle(seen: JobState) -> Stated | None:
+    """Why the endpoint that a job names will not serve what it trains, as it is now: asked before a GPU is taken."""
+    inference, endpoint = seen.spec.inference, seen.endpoint
+    if inference is None or endpoint is None:
+        return None
+    name = endpoint_name(seen.owner, inference)
+    if endpoint.owner_uid not in ("", seen.owner.uid):
+        return Stated("False", Reason.NAME_CONFLICT, _belongs_to_another(name))
+    own = ("", endpoint.spec.served_name or name)
+    refusal = _refusal(seen, endpoint, name, "" if inference.served_name in own else inference.served_name or "")
+    return Stated("False", Reason.WAITING_FOR_ENDPOINT, refusal) if refusal else None
+
+
+def _belongs_to_another(name: str) -> str:
+    return f"ModelEndpoint {name} belongs to another object and is deleted with it: name another endpoint in a new job"
 
 
 def _told(state: Deploy) -> Deploy:

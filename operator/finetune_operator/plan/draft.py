@@ -61,6 +61,7 @@ class Draft:
         """The plan with the whole status."""
         conditions, final = self.conditions, self.final
         summarize(conditions, suspended=self.seen.spec.suspend)
+        conditions.observed()
         if final:
             self.act(create=(), delete=tuple(dict.fromkeys((*self.plan.delete, *leftovers(self.seen)))))
         shown = deciding(conditions)

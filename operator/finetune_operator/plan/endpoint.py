@@ -13,7 +13,7 @@ from . import canary, live, recreate
 from .adapters import proposals, public, refs, served
 from .choice import brought, target
 from .errand import Stand
-from .faults import Fault
+from .faults import Fault, refusal
 from .gate import Gate, beside, job_name
 from .merge import is_missing, merge_body
 from .pods import why
@@ -120,7 +120,7 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.place), {"spec": {"replicas": replicas}}))
     if current := versions.current:
-        apply += [serving.service(owner, current.place), serving.disruption_budget(owner, current.place), *canary.objects(rollout, made)]
+        apply += [serving.disruption_budget(owner, current.place), serving.service(owner, current.place), *canary.objects(rollout, made)]
     keep = {v.place for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
@@ -152,6 +152,12 @@ def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
     return False, rollout.progress if recreate.makes_room(rollout) else why(rollout, current.name)
 
 
+def _state(rollout: Rollout, settings: Settings, conditions: Conditions) -> None:
+    ready, fault = _readiness(rollout, settings)
+    conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
+    conditions.set(ConditionType.PROGRESSING, "True" if rollout.under_way else "False", rollout.progress.reason, rollout.progress.message)
+
+
 def _unknown(seen: EndpointState, versions: Versions) -> Fault:
     """There is nothing to roll out."""
     if seen.spec.version is None and (current := versions.current):
@@ -178,6 +184,10 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         conditions.set(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
         conditions.set(ConditionType.PROGRESSING, "False", Reason.NAME_CONFLICT, message)
         plan = Plan(requeue_after=30)
+    elif seen.blocked:
+        rollout.progress = Fault(Reason.REFUSED, refusal([seen.blocked]))
+        _state(rollout, settings, conditions)
+        plan = Plan(requeue_after=30)
     else:
         alive = {v.name for v in status.versions if live.is_there(rollout, v)}
         wanted = target(owner.name, spec, rollout.versions, alive, settings)
@@ -196,9 +206,8 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         plan = _plan(rollout, wanted, settings)
         if not seen.live and (plan.create or plan.delete or _traffic(status.versions) != _traffic(rollout.versions.all())):
             return Plan(look=True, status=status.dump())
-        ready, fault = _readiness(rollout, settings)
-        conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
-        conditions.set(ConditionType.PROGRESSING, "True" if rollout.under_way else "False", rollout.progress.reason, rollout.progress.message)
+        _state(rollout, settings, conditions)
+    conditions.observed()
     current = rollout.versions.current
     view = rollout.deployment(current.name) if current else None
     told = conditions.get(ConditionType.READY)

@@ -11,8 +11,9 @@ from finetune_runtime.contract.result import StepResult
 from .faults import Fault, ending, not_created, result, waiting
 from .step import RESULT_PATIENCE
 
-# Seconds until a missing pod is looked into: longer than the Job's controller waits before it makes the next one after a failure.
-POD_PATIENCE = 90.0
+POD_PATIENCE = 90.0  # seconds until a missing pod is looked into
+# The Job's controller waits so long before it makes the next pod after a failure, and twice as long after each further one.
+BACKOFF = 10.0
 
 
 class Stand(Enum):
@@ -35,6 +36,7 @@ class Errand:
     fault: Fault | None = None  # what holds it up
     result: StepResult | None = None
     look_in: float | None = None  # seconds until more is known without an event
+    since: float = 0.0  # seconds; since when it is held up
 
 
 def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, *, what: str, counts: Callable[[StepResult], object]) -> Errand:
@@ -51,8 +53,7 @@ def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, 
         if ended and ended.exit_code == 0 and found and counts(found):
             return Errand(Stand.DONE, result=found)
     if job.failed:
-        told = next((t for p in mine if (t := result(p.ended))), None)
-        return Errand(Stand.FAILED, told.message if told else job.failure)
+        return Errand(Stand.FAILED, _last_words(mine) or job.failure)
     if job.complete:
         left = clock.seconds(job.finished_at) + RESULT_PATIENCE - now if job.finished_at else 0.0
         return Errand(Stand.WAIT if left > 0 else Stand.AGAIN, f"waiting for the result of the {what}", look_in=max(0.0, left))
@@ -62,11 +63,24 @@ def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, 
 def _pod(job: JobView, mine: list[PodView], now: float, what: str) -> Errand:
     pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
     if pod is None:
-        ends = (p.ended.finished_at for p in mine if p.ended and p.ended.finished_at)
-        since = max((clock.seconds(text) for text in (job.started_at, *ends) if text), default=None)
-        left = None if since is None else since + POD_PATIENCE - now
-        fault = not_created(job.name) if left is not None and left <= 0 else None
-        return Errand(Stand.WAIT, f"waiting for the pod of the {what}", fault=fault, look_in=None if fault else left)
+        began = clock.seconds(job.started_at) if job.started_at else 0.0
+        since = max(began, *(_end(p) for p in mine), 0.0)
+        failed = sum(1 for p in mine if p.ended and p.ended.exit_code)
+        left = since + max(POD_PATIENCE, BACKOFF * 2.0**failed) - now
+        fault = not_created(job.name) if since and left <= 0 else None
+        words = f"waiting for the next pod of the {what}; the last one: {last}" if (last := _last_words(mine)) else f"waiting for the pod of the {what}"
+        return Errand(Stand.WAIT, words, fault=fault, look_in=left if since and not fault else None, since=since)
     if fault := waiting(pod):
-        return Errand(Stand.WAIT, fault=Fault(fault.reason, f"{what} pod {pod.name}: {fault.message}"))
+        return Errand(Stand.WAIT, fault=Fault(fault.reason, f"{what} pod {pod.name}: {fault.message}"), since=clock.seconds(pod.created_at))
     return Errand(Stand.WAIT, ending(pod) if pod.deleting else "", pod.name)
+
+
+def _end(pod: PodView) -> float:
+    """When a pod ended, as far as anybody knows."""
+    return max(pod.gone_at, clock.seconds(pod.ended.finished_at) if pod.ended and pod.ended.finished_at else 0.0)
+
+
+def _last_words(pods: list[PodView]) -> str:
+    """What the pod said that ended last."""
+    told = [(_end(p), found.message) for p in pods if (found := result(p.ended))]
+    return max(told, default=(0.0, ""))[1]

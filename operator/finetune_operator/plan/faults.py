@@ -13,8 +13,12 @@ from finetune_runtime.contract.result import Exit, StepResult
 from finetune_runtime.contract.result import Reason as StepReason
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_UNKNOWN = "ContainerStatusUnknown"
 _SIGNALED = 128  # exit codes above it are signals, by the convention of shells and container runtimes
 _TERMINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID, Exit.OUT_OF_MEMORY)
+
+
+LOST_NODE = "If that node is lost for good, delete its Node object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ def refusal(words: Iterable[str]) -> str:
 
 def ending(pod: PodView, why: str = "") -> str:
     """That a pod has to end first, and what to do when it never does."""
-    return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end{why}. If that node is lost for good, delete its Node object"
+    return f"waiting for pod {pod.name} on node {pod.node or '(none)'} to end{why}. {LOST_NODE}"
 
 
 def not_created(job: str) -> Fault:
@@ -104,6 +108,17 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def lost(pod: PodView) -> Failure | None:
+    """Of a failed pod whose container never ran, or of whose container the node knows nothing: nobody's failure. None: it ended by itself."""
+    if pod.phase != "Failed" or not (pod.ended is None or pod.ended.reason == _UNKNOWN):
+        return None
+    if pod.verdict:
+        why = f"node {pod.node or '(none)'} refused it: {pod.verdict}"
+    else:
+        why = "it was deleted before its container ran" if pod.ended is None else "it was deleted before its container ran, or the node started anew"
+    return Failure(Reason.POD_LOST, f"pod {pod.name} is lost: {why}", pod.ended.exit_code if pod.ended else None, terminal=False, counts=False)
 
 
 def failure(ended: Ended | None, job_message: str) -> Failure:

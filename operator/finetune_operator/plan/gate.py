@@ -12,7 +12,7 @@ from finetune_runtime.contract.evaluation import Evaluation, EvaluationResult
 
 from . import errand
 from .adapters import served
-from .errand import Stand
+from .errand import Errand, Stand
 from .versions import Question, Target
 
 OWN = "the adapter under the endpoint's own name"
@@ -39,7 +39,7 @@ class Verdict:
     message: str = ""
     result: EvaluationResult | None = None
     question: Question | None = None  # whose result it is; None: that of the adapter that the version is made for
-    look_in: float | None = None  # seconds until more is known without an event
+    errand: Errand | None = None  # where the Job stands that asks
 
 
 def loss_fault(gates: tuple[Evaluation, ...], eval_loss: str | None) -> str:
@@ -121,8 +121,8 @@ def evaluation(job: JobView | None, pods: tuple[PodView, ...], now: float) -> Ve
         return Verdict(Gate.ASK)
     gate = Gate.AGAIN if found.stand is Stand.AGAIN else Gate.WAIT
     if found.fault:
-        return Verdict(gate, found.fault.reason, found.fault.message)
-    return Verdict(gate, Reason.EVALUATING, found.message or f"pod {found.pod} asks it the questions of the gate", look_in=found.look_in)
+        return Verdict(gate, found.fault.reason, found.fault.message, errand=found)
+    return Verdict(gate, Reason.EVALUATING, found.message or f"pod {found.pod} asks it the questions of the gate", errand=found)
 
 
 def job_name(endpoint: str, version: str, question: Question, current: VersionStatus | None) -> str:

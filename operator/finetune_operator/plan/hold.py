@@ -12,6 +12,7 @@ from finetune_operator.observe import JobView, PodView, WorkloadView
 from finetune_operator.reasons import Reason
 
 from .draft import Draft
+from .faults import LOST_NODE
 from .types import Body, Ref
 
 KUEUE = "kueue.x-k8s.io/v1beta2"
@@ -43,7 +44,7 @@ def _carry_over(draft: Draft, wanted: bool, live: list[JobView]) -> None:
     """Bring spec.suspend to what is under way."""
     changes: list[tuple[Ref, Body]] = []
     for job in live:
-        if not job.queue:
+        if not (job.queue or _workload(draft, job)):
             if job.suspended != wanted:
                 changes.append((Ref("batch/v1", "Job", job.name), {"spec": {"suspend": wanted}}))
         elif (load := _workload(draft, job)) and (load.active if wanted else load.paused and not load.active):
@@ -56,7 +57,8 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     conditions = draft.conditions
     if conditions.is_true(ConditionType.TRAINED):
         return False  # it has given its quota back, and that was said
-    job = next((j for j in live if j.queue), None)  # with a default LocalQueue Kueue takes the check of the data up as well
+    # With a default LocalQueue, or where it manages Jobs without a queue, Kueue takes up what we gave it no queue for.
+    job = next((j for j in live if j.queue or _workload(draft, j)), None)
     if job is None:
         conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False
@@ -64,12 +66,15 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     if load is None:
         message = f"waiting for Kueue to take the Job up in LocalQueue {queue}; is Kueue installed, and does it manage this namespace?"
         conditions.set(ConditionType.QUOTA_RESERVED, "Unknown", Reason.WAITING_FOR_QUEUE, message)
+    elif load.reserved and load.checks:
+        conditions.set(ConditionType.QUOTA_RESERVED, "Unknown", Reason.ADMISSION_CHECKS, f"quota is reserved, and admission checks are to pass: {load.checks}")
     elif load.reserved:
         conditions.set(ConditionType.QUOTA_RESERVED, "True", load.reason or Reason.QUOTA_RESERVED, load.message)
     else:
         reason = load.reason or load.evicted or Reason.WAITING_FOR_QUEUE
-        conditions.set(ConditionType.QUOTA_RESERVED, "False", reason, load.message or f"waiting for quota in LocalQueue {queue}")
-    return job.at_rest and not (load and load.reserved)
+        waits = f"waiting for quota in LocalQueue {queue}" if queue else "Kueue manages Jobs without a queue here: name one in spec.queue in a new job"
+        conditions.set(ConditionType.QUOTA_RESERVED, "False", reason, load.message or waits)
+    return job.at_rest and not (load and load.reserved and not load.checks)
 
 
 def hold(draft: Draft) -> Hold:
@@ -82,7 +87,7 @@ def hold(draft: Draft) -> Hold:
     # The Job controller's own word counts, not only the absence of pods: our view of pods may be older than that of Jobs.
     quiet = busy is None and all(j.at_rest for j in live)
     # Kueue may start a Job at any time as long as its Workload is active.
-    startable = [j for j in live if j.queue and not ((load := _workload(draft, j)) and not load.active)]
+    startable = [j for j in live if (j.queue or _workload(draft, j)) and not ((load := _workload(draft, j)) and not load.active)]
     since = max((j.suspended_at for j in live), default="")
     if wanted:
         if quiet and not startable:
@@ -92,8 +97,13 @@ def hold(draft: Draft) -> Hold:
             message = "spec.suspend is true; set it to false to go on from the newest checkpoint"
             draft.conditions.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, message)
         else:
-            what = "Kueue to pause the Workload" if quiet else f"{f'pod {busy.name}' if busy else 'the last pod'} to commit its checkpoint and end"
-            draft.conditions.set(ConditionType.SUSPENDED, "Unknown", Reason.SUSPENDING, f"waiting for {what}")
+            if quiet:
+                message = "waiting for Kueue to pause the Workload"
+            elif busy and busy.node:
+                message = f"waiting for pod {busy.name} on node {busy.node} to commit its checkpoint and end. {LOST_NODE}"
+            else:
+                message = f"waiting for {f'pod {busy.name}' if busy else 'the last pod'} to end"
+            draft.conditions.set(ConditionType.SUSPENDED, "Unknown", Reason.SUSPENDING, message)
     elif draft.conditions.get(ConditionType.SUSPENDED):
         draft.conditions.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
     return Hold(suspended=wanted, at_rest=quiet and ((wanted and not startable) or queued), since=since)
@@ -121,19 +131,28 @@ def check_deadline(draft: Draft) -> None:
     if used < limit:
         draft.requeue(limit - used)
         return
-    message = (
-        f"the job was active for {round(used)} s; spec.activeDeadlineSeconds is {limit}. "
-        "Checkpoints stay in storage. Create a new job with a longer deadline, or without one"
-    )
+    told = f"the job was active for {round(used)} s; spec.activeDeadlineSeconds is {limit}. "
+    message = told + (_committed(draft) or "Checkpoints stay in storage. Create a new job with a longer deadline, or without one")
     _cut_off(draft, message)
     draft.fail(Reason.DEADLINE_EXCEEDED, message)
     count_time(draft, Hold())
 
 
+def _committed(draft: Draft) -> str:
+    """What becomes of an adapter that is there; empty: there is none."""
+    artifact, endpoint = draft.status.artifact, draft.status.endpoint
+    if artifact is None:
+        return ""
+    on_its_way = f"ModelEndpoint {endpoint.name} goes on with it by itself" if endpoint and endpoint.proposed else "propose it to a ModelEndpoint by hand"
+    return f"The adapter is committed at {artifact.adapter.uri}: {on_its_way}"
+
+
 def _cut_off(draft: Draft, message: str) -> None:
     """The step that is under way ends with the job."""
-    unfinished = next((kind for kind in (ConditionType.DATA_READY, ConditionType.TRAINED) if not draft.conditions.is_true(kind)), None)
-    if unfinished:
-        draft.conditions.set(unfinished, "False", Reason.DEADLINE_EXCEEDED, message)
+    steps = (ConditionType.DATA_READY, ConditionType.TRAINED)
+    unfinished = [kind for kind in steps if not draft.conditions.is_true(kind)][:1]
+    last = (ConditionType.EVALUATED, ConditionType.DEPLOYED)
+    for kind in unfinished or [kind for kind in last if draft.conditions.get(kind) and not draft.conditions.is_true(kind)]:
+        draft.conditions.set(kind, "False", Reason.DEADLINE_EXCEEDED, message)
     ended = {"ended_at": clock.text(draft.now), "reason": Reason.DEADLINE_EXCEEDED, "message": message[:1000]}
     draft.update(attempts=[a if a.ended_at else a.model_copy(update=ended) for a in draft.status.attempts])

@@ -16,13 +16,13 @@ from finetune_runtime.contract.extra_args import refusals
 from finetune_runtime.contract.result import Reason as StepReason
 from finetune_runtime.contract.result import StepResult
 
-from .deploy import deploy
+from .deploy import deploy, obstacle
 from .draft import Draft, leftovers
 from .faults import refusal
 from .fit import check_fit, minimum_mebibytes
 from .hold import Hold, check_deadline, count_time, hold
 from .records import committed, observe_progress, observe_stillness, record_data, record_run, record_training, remember
-from .status import is_final
+from .status import Conditions, is_final
 from .step import Stand, StepState, StepView, step_state
 from .types import JobState, Plan, Ref
 
@@ -209,7 +209,17 @@ def _steps(draft: Draft, settings: Settings, found: Hold) -> bool:
             conditions.set(ConditionType.TRAINED, "Unknown", Reason.WAITING_FOR_DATA)
         return False
     begun = any(a.step == Step.TRAIN for a in draft.status.attempts)
-    return (begun or check_fit(draft)) and _advance(draft, settings, Step.TRAIN)
+    return (begun or (check_fit(draft) and _check_endpoint(draft))) and _advance(draft, settings, Step.TRAIN)
+
+
+def _check_endpoint(draft: Draft) -> bool:
+    """State Deployed where the endpoint could not serve what is trained. False: no GPU is taken for that."""
+    under_way = any(j.step == Step.TRAIN for j in draft.seen.jobs)  # by a round that was cut short
+    if under_way or (found := obstacle(draft.seen)) is None:
+        draft.conditions.drop(ConditionType.DEPLOYED)
+        return True
+    draft.conditions.set(ConditionType.DEPLOYED, found.status, found.reason, found.message)
+    return False
 
 
 def _deploy(draft: Draft) -> None:
@@ -231,8 +241,10 @@ def _deploy(draft: Draft) -> None:
 
 def _ended(seen: JobState, now: float) -> Plan:
     """Plan for a job that has succeeded or failed: its status stands; what still runs must not, and its time to be kept may be over."""
-    # A change of what may still be changed is taken note of: kstatus would wait for that.
-    status = seen.status.model_copy(update={"observed_generation": seen.owner.generation})
+    # A change of what may still be changed is taken note of: kstatus and `kubectl wait` would wait for that.
+    conditions = Conditions(seen.status.conditions, seen.owner.generation, clock.text(now))
+    conditions.observed()
+    status = seen.status.model_copy(update={"observed_generation": seen.owner.generation, "conditions": conditions.all()})
     ttl, plan = seen.spec.ttl_seconds_after_finished, Plan(delete=leftovers(seen), status=status.dump())
     if ttl is None or seen.status.completion_time is None:
         return plan

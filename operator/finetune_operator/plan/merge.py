@@ -10,7 +10,7 @@ from finetune_operator.settings import Settings
 from finetune_runtime.contract.config import AdapterRef
 
 from . import errand
-from .errand import Stand
+from .errand import Errand, Stand
 from .faults import Fault
 from .types import Body, EndpointState
 
@@ -22,7 +22,7 @@ class Merge:
     stand: Stand
     fault: Fault
     merged: AdapterRef | None = None
-    look_in: float | None = None  # seconds until more is known without an event
+    errand: Errand | None = None  # where its Job stands
 
 
 def is_missing(spec: ModelEndpointSpec, version: VersionStatus) -> bool:
@@ -41,9 +41,9 @@ def merge(seen: EndpointState, version: VersionStatus, now: float) -> Merge:
         message = f"version {version.name} cannot be served: its adapter could not be merged into the base model: {found.message}"
         return Merge(Stand.FAILED, Fault(Reason.MERGE_FAILED, message))
     if found.fault:
-        return Merge(found.stand, Fault(found.fault.reason, f"version {version.name}, {found.fault.message}"))
+        return Merge(found.stand, Fault(found.fault.reason, f"version {version.name}, {found.fault.message}"), errand=found)
     words = "its adapter is to be merged into the base model" if found.stand is Stand.START else f"pod {found.pod} merges its adapter into the base model"
-    return Merge(found.stand, _on_its_way(version, found.message or words), look_in=found.look_in)
+    return Merge(found.stand, _on_its_way(version, found.message or words), errand=found)
 
 
 def _on_its_way(version: VersionStatus, what: str) -> Fault:

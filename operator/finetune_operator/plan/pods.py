@@ -33,7 +33,7 @@ def why(rollout: "Rollout", version: str) -> Fault:
     view = rollout.deployment(version)
     pod = max(rollout.pods(version), key=lambda p: (not p.deleting, p.created_at, p.name), default=None)
     fault = waiting(pod) if pod else None
-    if fault is None and view and view.refusal and (pod is None or view.ready == len(rollout.pods(version))):
+    if fault is None and view and view.refusal and (pod is None or pod.ready):
         cure = "it goes on by itself once that lets them in"
         return Fault(Reason.POD_NOT_CREATED, f"version {version}: {view.replicas - view.ready} of {view.replicas} pods are not made: {view.refusal}; {cure}")
     if pod is None:

@@ -92,7 +92,8 @@ def observe_stillness(draft: Draft, pod: PodView | None) -> None:
     heard = max(progress.updated_at or "", (reported.updated_at or "") if reported else "", pod.created_at if pod else "")
     left = clock.seconds(heard) + STALE_AFTER - draft.now if running and heard else None
     stale = left is not None and left <= 0
-    draft.update(progress=progress.model_copy(update={"stale": stale or None}))
+    known = running and pod is not None and (progress.updated_at or "") >= pod.created_at  # when a pod that is not at work will be done, nobody knows
+    draft.update(progress=progress.model_copy(update={"stale": stale or None, **({} if known else {"eta_seconds": None})}))
     draft.requeue(None if stale else left)
 
 

@@ -9,7 +9,7 @@ from finetune_operator.api.modelendpoint import VersionStatus
 from finetune_operator.reasons import Reason
 
 from . import live
-from .faults import Fault
+from .faults import Fault, ending
 
 if TYPE_CHECKING:
     from .rollout import Rollout
@@ -23,6 +23,8 @@ def takes_the_place(rollout: "Rollout", candidate: VersionStatus) -> bool:
 
 def makes_room(rollout: "Rollout") -> bool:
     """Whether the version with the traffic has no pods, because a candidate whose objects are there takes its place. A merge needs no room."""
+    if rollout.seen.refused:
+        return any(view.replicas for c in rollout.versions.having("Candidate") if (view := rollout.deployment(c.name)))  # or it has made room already
     there = (c for c in rollout.versions.having("Candidate") if rollout.deployment(c.name) is not None)
     return rollout.merge is None and any(takes_the_place(rollout, c) for c in there)
 
@@ -35,5 +37,5 @@ def waits(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:
     if view is None:
         return Fault(Reason.RECREATING, f"version {candidate.name} is made, then version {old.name} makes room for its pods")
     if left := rollout.pods(old.name):
-        return Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {old.name} have ended")
+        return Fault(Reason.RECREATING, f"version {candidate.name} starts when the {len(left)} pods of version {old.name} have ended: {ending(left[0])}")
     return None

@@ -15,7 +15,7 @@ from finetune_operator.reasons import Reason
 from finetune_runtime.contract.evaluation import fault as fault_of
 
 from . import canary, live, recreate
-from .errand import Stand
+from .errand import Errand, Stand
 from .faults import Fault, failure, refusal
 from .gate import Gate, Verdict, evaluation, job_name, named, noted, recorded, rival, unanswered
 from .merge import Merge, is_missing, merge
@@ -122,8 +122,8 @@ def roll(rollout: Rollout, target: Target) -> None:
         _merging(rollout, candidate, target)
         return
     if fault := recreate.waits(rollout, candidate):
-        rollout.wait(fault)
-        rollout.due.append(1.0)
+        rollout.look_in(None if rollout.deployment(candidate.name) else 1.0)
+        _in_time(rollout, candidate, target, fault)
         return
     _bring(rollout, candidate, target, verdict)
 
@@ -172,9 +172,9 @@ def _wait_for_answers(rollout: Rollout, candidate: VersionStatus, target: Target
     fault = Fault(verdict.reason or Reason.EVALUATING, f"version {candidate.name}: {verdict.message or 'its evaluation is being started'}")
     if fault.reason == Reason.EVALUATING:
         rollout.wait(fault)
-        rollout.look_in(verdict.look_in)
+        rollout.look_in(verdict.errand.look_in if verdict.errand else None)
     else:
-        _in_time(rollout, candidate, target, fault)
+        _in_time(rollout, candidate, target, fault, verdict.errand)
 
 
 def watch(rollout: Rollout, asked: str) -> bool:
@@ -276,19 +276,19 @@ def _merging(rollout: Rollout, candidate: VersionStatus, target: Target) -> None
         rollout.due.append(1.0)
     elif found.fault.reason == Reason.MERGING:
         rollout.wait(found.fault)
-        rollout.look_in(found.look_in)
+        rollout.look_in(found.errand.look_in if found.errand else None)
     else:  # its pod cannot start
-        _in_time(rollout, candidate, target, found.fault)
+        _in_time(rollout, candidate, target, found.fault, found.errand)
 
 
-def _in_time(rollout: Rollout, candidate: VersionStatus, target: Target, fault: Fault) -> None:
-    """The candidate waits for something that may not come: for as long as it has to answer."""
+def _in_time(rollout: Rollout, candidate: VersionStatus, target: Target, fault: Fault, errand: Errand | None = None) -> None:
+    """The candidate, or an errand for it, waits for something that may not come: for as long as it has to answer."""
     strategy = rollout.seen.spec.strategy
     rollout.wait(fault)
     if not rollout.seen.spec.auto_rollback:
         return
-    since = max(candidate.since, candidate.step_since or "")  # one that gave its share back starts anew
-    left = strategy.timeout_seconds - (rollout.now - clock.seconds(since))
+    since = clock.seconds(max(candidate.since, candidate.step_since or ""))  # one that gave its share back starts anew
+    left = strategy.timeout_seconds - (rollout.now - max(since, errand.since if errand else 0.0))
     if left > 0:
         rollout.due.append(left)
         return

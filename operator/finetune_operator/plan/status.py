@@ -44,6 +44,10 @@ class Conditions:
         found = self._items.get(kind)
         return found is not None and found.status == "True"
 
+    def observed(self) -> None:
+        """What was not stated again holds for the newest spec as well: all that decides about it cannot be changed. `kubectl wait` asks for that."""
+        self._items = {kind: c.model_copy(update={"observed_generation": self._generation}) for kind, c in self._items.items()}
+
     def all(self) -> list[Condition]:
         """All of them, in a stable order."""
         return sorted(self._items.values(), key=lambda c: _ORDER.get(c.type, len(_ORDER)))
@@ -77,6 +81,8 @@ def _pending(conditions: Conditions) -> Condition | None:
     quota = conditions.get(ConditionType.QUOTA_RESERVED)
     if quota and quota.status != "True" and not stopping and _is_checked_in_a_queue(conditions):
         return quota
+    if _is_hopeless(conditions):
+        return conditions.get(ConditionType.DEPLOYED)
     for kind in _PATH:
         found = conditions.get(kind)
         if found is None or found.status == "True":
@@ -87,6 +93,13 @@ def _pending(conditions: Conditions) -> Condition | None:
             continue  # the quota is gone, but the pod still commits its checkpoint: it is not queued yet
         return found
     return None
+
+
+def _is_hopeless(conditions: Conditions) -> bool:
+    """Whether nothing is trained because its endpoint would not take it."""
+    deployed = conditions.get(ConditionType.DEPLOYED)
+    ready = conditions.is_true(ConditionType.ACCEPTED) and conditions.is_true(ConditionType.DATA_READY)
+    return ready and deployed is not None and deployed.status == "False" and not conditions.is_true(ConditionType.TRAINED)
 
 
 def _is_checked_in_a_queue(conditions: Conditions) -> bool:
@@ -114,7 +127,7 @@ def phase(conditions: Conditions) -> str:
         return "Suspended"
     if (found := _pending(conditions)) is None:
         return "Deploying"
-    return _PHASES[ConditionType(found.type)]
+    return "Pending" if _is_hopeless(conditions) else _PHASES[ConditionType(found.type)]
 
 
 def is_final(conditions: Iterable[Condition]) -> bool:
@@ -128,9 +141,10 @@ def summarize(conditions: Conditions, *, suspended: bool) -> None:
     Both are there only while they are true, as kstatus wants it; a job that is suspended as its spec says is at its goal.
     """
     shown, succeeded = deciding(conditions), conditions.get(ConditionType.SUCCEEDED)
-    fits, ended = conditions.get(ConditionType.FITS), succeeded.status if succeeded else "Unknown"
-    # A job that does not fit, or whose names are taken, cannot go on by itself although it has not failed.
-    stuck = not conditions.is_true(ConditionType.ACCEPTED) or (fits is not None and fits.status == "False")
+    ended = succeeded.status if succeeded else "Unknown"
+    # A job that does not fit, whose names are taken, or whose endpoint cannot take its adapter, cannot go on by itself although it has not failed.
+    held = (conditions.get(kind) for kind in (ConditionType.FITS, ConditionType.DEPLOYED))
+    stuck = not conditions.is_true(ConditionType.ACCEPTED) or any(found is not None and found.status == "False" for found in held)
     stalled = ended == "False" or (ended == "Unknown" and stuck)
     at_goal = ended == "True" or (suspended and conditions.is_true(ConditionType.SUSPENDED))
     conditions.only_if(stalled, ConditionType.STALLED, shown)

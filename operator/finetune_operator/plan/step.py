@@ -8,11 +8,11 @@ from finetune_operator import clock
 from finetune_operator.api.finetunejob import Retries
 from finetune_operator.api.jobstatus import Attempt
 from finetune_operator.names import Step
-from finetune_operator.observe import JobView, PodView
+from finetune_operator.observe import Ended, JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
 
-from .faults import Failure, Fault, ending, failure, not_created, result, waiting
+from .faults import LOST_NODE, Failure, Fault, ending, failure, lost, not_created, result, waiting
 
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
@@ -135,15 +135,28 @@ def _without_pod(record: Attempt, job: JobView, pod: PodView | None, base: StepS
     return replace(_held_up(base, record, not_created(job.name), begun, timeout, now), by_absence=True)
 
 
+def _ending(pod: PodView, ended: Ended, base: StepState, now: float) -> StepState:
+    """Its container has ended, and its Kubernetes Job takes note in a moment, unless another one in the pod goes on."""
+    left = clock.seconds(ended.finished_at) + POD_PATIENCE - now if ended.finished_at and pod.phase == "Running" else None
+    if left is None or left > 0:
+        return replace(base, reason=Reason.RUNNING, message=_at_work(pod), retry_in=left)
+    message = (
+        f"the step has ended in pod {pod.name}, but another container keeps the pod running: keep containers that are injected out of this namespace's Jobs "
+        "(Istio: label sidecar.istio.io/inject=false, or native sidecars), or end that one"
+    )
+    return replace(base, reason=Reason.SIDECAR_RUNNING, message=message)
+
+
 def _running(record: Attempt, job: JobView, pod: PodView | None, base: StepState, timeout: int | None, now: float) -> StepState:
     """The newest attempt is under way."""
     if pod is None or pod.gone:
         return _without_pod(record, job, pod, base, timeout, now)
     if pod.deleting or (pod.ended and pod.ended.exit_code == Exit.INTERRUPTED):
         why = f" ({record.interrupted_by})" if record.interrupted_by else ""
-        return replace(base, reason=Reason.STOPPING, message=f"pod {pod.name} was interrupted{why} and is ending; a new pod goes on from the newest checkpoint")
-    if pod.ended and not pod.waiting_reason:  # its Kubernetes Job takes note in a moment
-        return replace(base, reason=Reason.RUNNING, message=_at_work(pod))
+        told = f"pod {pod.name} on node {pod.node or '(none)'} was interrupted{why} and is ending; a new pod goes on from the newest checkpoint. {LOST_NODE}"
+        return replace(base, reason=Reason.STOPPING, message=told)
+    if pod.ended and not pod.waiting_reason:
+        return _ending(pod, pod.ended, base, now)
     created = clock.seconds(pod.created_at)
     if fault := waiting(pod):
         return _held_up(base, record, fault, created, timeout, now)
@@ -239,6 +252,6 @@ def step_state(view: StepView, now: float) -> StepState:
         if record.ended_at:
             return _after_failure(record, view.failures, view.retries, now, waited=record.number)
         last = pod.ended if pod else None
-        state = _failed(failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
+        state = _failed((lost(pod) if pod else None) or failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
         return replace(state, result=result(last) if last else None, by_absence=last is None)
     return _running(record, job, pod, base, view.scheduling_timeout, now)

@@ -11,6 +11,8 @@ from finetune_operator.api.modelendpoint import ModelEndpointSpec, ModelEndpoint
 from finetune_operator.observe import DeploymentView, JobView, NodeView, PodView, RouteView, WorkloadView
 from finetune_runtime.contract.config import AdapterReport
 
+from .faults import Fault
+
 Body = dict[str, Any]
 
 
@@ -59,6 +61,8 @@ class EndpointState:
     live: bool = False  # all of them are as the API server says now, not as the caches remember
     conflicts: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    route_fault: Fault | None = None  # why the HTTPRoute is not as it is to be
+    blocked: str = ""  # what the API server has against an object that users depend on, in its words
     reports: Mapping[str, AdapterReport] = field(default_factory=dict)  # of pods that say what they serve, by their UIDs
 
 

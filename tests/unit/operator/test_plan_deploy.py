@@ -1,5 +1,6 @@
 """Last steps of a FineTuneJob: its gate, and what its endpoint says of its version."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from finetune_operator.names import candidate_manager
 from finetune_operator.plan.job import decide
 from finetune_operator.plan.types import EndpointView
 
-from .makers import ADAPTER, NOW, PREPARED_STEP, SETTINGS, SPEC, START, TRAINED_STEP, condition, settle, state
+from .makers import ADAPTER, NOW, PREPARED_STEP, SETTINGS, SPEC, START, TRAINED_STEP, condition, names, settle, state
 
 
 def view(candidate_uid: str = "", base: str = "s3://models/base", *, progressing: str = "", version: str | None = None, **record: Any) -> EndpointView:
@@ -161,6 +162,16 @@ class TestNames:
         ("full", tuple(OTHERS), {}, "has 15 names beside its own already, so rooms has no room: remove one from its spec.adapters"),
         ("another base", (), {"model": {"source": "s3://models/other"}}, "serves base model s3://models/other"),
     )
+
+    @pytest.mark.parametrize(("entries", "spec", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
+    def test_no_gpu_is_taken_for_what_the_endpoint_could_not_serve(self, entries: tuple[dict[str, Any], ...], spec: dict[str, Any], words: str) -> None:
+        seen = self.seen(self.view(*entries, **spec))
+        seen = replace(seen, jobs=seen.jobs[:1], pods=seen.pods[:1])  # the data are checked
+        plan = settle(seen)
+        assert (plan.create, plan.status["phase"], plan.status["reason"]) == ((), "Pending", "WaitingForEndpoint")
+        assert (words in plan.status["message"], condition(plan, "Stalled")["reason"]) == (True, "WaitingForEndpoint")
+        again = decide(replace(seen, status=type(seen.status).model_validate(plan.status), endpoint=None, live=True), SETTINGS, NOW)
+        assert (names(again.create), condition(again, "Deployed"), condition(again, "Stalled")) == (["Job/support-train-1"], {}, {})
 
     @pytest.mark.parametrize(("entries", "spec", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
     def test_an_endpoint_that_cannot_serve_it_is_not_touched(self, entries: tuple[dict[str, Any], ...], spec: dict[str, Any], words: str) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from finetune_operator.names import Step
-from finetune_operator.observe import WorkloadView
+from finetune_operator.observe import WorkloadView, workload_view
 from finetune_operator.plan.job import decide
-from finetune_operator.plan.types import JobState, Plan, Ref
+from finetune_operator.plan.types import EndpointView, JobState, Plan, Ref
 
-from .makers import NOW, PREPARED, SETTINGS, START, TRAINED, condition, done, failed, job, names, owner, pod, state
+from .makers import ADAPTER, NOW, PREPARED, SETTINGS, START, TRAINED, condition, done, endpoint_state, failed, job, names, owner, pod, state
 
 TRAIN = Step.TRAIN
 PREPARED_STEP = done(Step.PREPARE, PREPARED)
@@ -223,6 +223,42 @@ class TestDeadline:
         assert held.status["activeSeconds"] == 0
 
 
+class TestKueueBeyondQuota:
+    CHECKS = "prov: Pending (waiting for nodes of the ProvisioningRequest)"
+
+    def test_quota_that_waits_for_admission_checks_names_them_and_stops_the_clock(self) -> None:
+        seen = queued(load=workload(reserved=True, reason="QuotaReserved", message="Quota reserved", checks=self.CHECKS), spec={"activeDeadlineSeconds": 60})
+        plan = decide(after(decide(seen, SETTINGS, NOW), seen), SETTINGS, NOW + 3600)
+        assert (plan.status["phase"], plan.status["reason"], condition(plan, "QuotaReserved")["status"]) == ("Queued", "AdmissionChecks", "Unknown")
+        assert (self.CHECKS in plan.status["message"], "activeSince" in plan.status) == (True, False)
+
+    def test_checks_are_read_until_the_workload_is_admitted(self) -> None:
+        checks = [{"name": "prov", "state": "Pending", "message": "waiting"}, {"name": "other", "state": "Ready"}]
+        raw: dict[str, Any] = {"metadata": {"name": "w"}, "spec": {}, "status": {"admissionChecks": checks, "conditions": []}}
+        assert workload_view(raw).checks == "prov: Pending (waiting)"
+        raw["status"]["conditions"] = [{"type": "Admitted", "status": "True"}]
+        assert workload_view(raw).checks == ""
+
+    def test_a_job_that_kueue_took_up_without_a_queue_is_not_fought_over(self) -> None:
+        load = workload(job_uid="prepare-1", reason="Inadmissible", message="")
+        plan = decide(state(job(Step.PREPARE, suspended=True), workloads=(load,), live=True), SETTINGS, NOW)
+        assert (plan.patch, plan.status["phase"], plan.status["reason"]) == ((), "Queued", "Inadmissible")
+        assert "name one in spec.queue" in plan.status["message"]
+
+
+class TestDeadlineWhileDeploying:
+    def test_the_adapter_is_named_and_what_becomes_of_it(self) -> None:
+        spec = {"inference": {"endpoint": "chat"}, "activeDeadlineSeconds": 60}
+        chat = endpoint_state(spec={"candidate": {"job": "support", "jobUid": "uid-1", "adapter": ADAPTER}})
+        seen = state(PREPARED_STEP, done(TRAIN, TRAINED), spec=spec, live=True, endpoint=EndpointView("", chat.spec, chat.status))
+        plan = decide(seen, SETTINGS, NOW)
+        plan = decide(after(plan, seen), SETTINGS, NOW)
+        plan = decide(after(plan, seen), SETTINGS, NOW + 60)
+        assert (plan.status["phase"], plan.status["reason"]) == ("Failed", "DeadlineExceeded")
+        assert "committed at s3://models/ft/team/support/uid-1/adapter: ModelEndpoint chat goes on with it by itself" in plan.status["message"]
+        assert (condition(plan, "Trained")["status"], condition(plan, "Deployed")["reason"]) == ("True", "DeadlineExceeded")
+
+
 class TestAfterTheEnd:
     def finished(self, *children: Any, **spec: Any) -> JobState:
         status = decide(state(PREPARED_STEP, done(TRAIN, TRAINED)), SETTINGS, NOW).status
@@ -236,7 +272,8 @@ class TestAfterTheEnd:
     def test_a_change_of_what_may_be_changed_is_taken_note_of(self) -> None:
         seen = replace(self.finished(), owner=owner(generation=2))
         plan = decide(seen, SETTINGS, NOW + 10)
-        assert plan.status == {**seen.status.dump(), "observedGeneration": 2}
+        before = seen.status.dump()
+        assert plan.status == {**before, "observedGeneration": 2, "conditions": [{**c, "observedGeneration": 2} for c in before["conditions"]]}
 
     @pytest.mark.parametrize(("later", "expire", "requeue"), [(0, False, 60), (59, False, 1), (60, True, None), (9999, True, None)])
     def test_it_is_deleted_when_its_time_is_over(self, later: int, expire: bool, requeue: float | None) -> None:

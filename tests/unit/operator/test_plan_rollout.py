@@ -23,7 +23,7 @@ def test_the_first_version_gets_its_own_objects_and_no_traffic_before_it_answers
     story.look()
     assert (story.traffic(), story.roles(), story.progress()) == (version, {"a": "Current"}, ("False", "UpToDate"))
     assert (story.status["readyReplicas"], story.status["selector"]) == (1, f"finetune.dev/endpoint=support,finetune.dev/version={version}")
-    assert names(story.plan.apply)[-2:] == ["Service/support", "PodDisruptionBudget/support"]
+    assert names(story.plan.apply)[-2:] == ["PodDisruptionBudget/support", "Service/support"]
 
 
 class TestBlueGreen:
@@ -133,6 +133,18 @@ class TestRecreate:
         story.look()
         assert (story.condition("Ready"), story.status["reason"]) == (("False", "Unschedulable"), "Unschedulable")
 
+    def test_a_node_that_is_lost_for_good_is_named_and_the_old_version_comes_back_in_time(self) -> None:
+        story = Story(strategy={"type": "Recreate", "timeoutSeconds": 600})
+        old = story.serving("a")
+        story.pods = [serving_pod(old, node="n7", deleting=True)]
+        story.spec["candidate"] = candidate("b")
+        for _ in range(3):
+            story.look()
+        assert (story.progress(), story.replicas) == (("True", "Recreating"), {old: 0, story.name("b"): 0})
+        assert f"waiting for pod {old}-p on node n7 to end. If that node is lost for good, delete its Node object" in story.message("Progressing")
+        story.look(600)
+        assert (story.roles(), story.replicas) == ({"a": "Current", "b": "Rejected"}, {old: 1})
+
     def test_one_that_may_have_the_traffic_by_a_round_that_was_cut_short_keeps_its_pods(self) -> None:
         story = Story(strategy={"type": "Recreate"}, replicas=2)
         old = story.serving("a")
@@ -186,6 +198,43 @@ class TestPodsThatNobodyMakes:
         assert f"kubectl describe job {job}" in story.message("Progressing")
         story.look(600)
         assert story.version("a")["reason"] == "NotReadyInTime"
+
+
+class TestErrandWhosePodIsLost:
+    """A merge or an evaluation may take longer than a version has to answer."""
+
+    def evaluating(self) -> tuple[Story, str]:
+        story = Story(strategy={"timeoutSeconds": 600}, gate=GATE)
+        story.spec["candidate"] = candidate("a")
+        story.look()
+        story.up("a")
+        story.look()
+        [job] = story.jobs
+        story.jobs[job] = evaluation(job, started_at=clock.text(story.now))
+        return story, job
+
+    def test_the_next_pod_has_its_time(self) -> None:
+        story, job = self.evaluating()
+        story.now += 7200
+        story.pods = [serving_pod(job, uid="gone", step="Evaluate", gone=True, gone_at=story.now)]
+        story.look()
+        assert story.progress() == ("True", "Evaluating")
+        pod = serving_pod(job, step="Evaluate", phase="Pending", created_at=clock.text(story.now), unschedulable="0/3 nodes are available")
+        story.pods = [pod]
+        story.look(500)
+        assert story.progress() == ("True", "Unschedulable")
+        story.look(100)
+        assert story.version("a")["reason"] == "NotReadyInTime"
+
+    def test_while_the_controller_waits_to_try_again_the_cause_is_what_the_last_pod_said(self) -> None:
+        story, job = self.evaluating()
+        words = ("the first one", "storage does not answer", "storage still does not answer")
+        ends = [Ended("main", 40, "Error", result("evaluate", "StorageUnavailable", text), clock.text(story.now + 100 * n)) for n, text in enumerate(words)]
+        pods = [serving_pod(job, name=f"p{n}", uid=f"p{n}", step="Evaluate", phase="Failed", ended=end) for n, end in enumerate(ends)]
+        story.pods = [pods[1], pods[2], pods[0]]
+        story.look(200)
+        assert (story.progress(), story.plan.requeue_after) == (("True", "Evaluating"), 90)
+        assert "the last one: storage still does not answer" in story.message("Progressing")
 
 
 class TestGivenUp:

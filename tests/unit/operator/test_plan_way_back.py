@@ -89,6 +89,25 @@ class TestPinned:
         story.look(100)
         assert (story.roles(), ready in story.replicas) == ({"a": "Retired", "b": "Previous", "c": "Current"}, True)
 
+    @pytest.mark.parametrize("gate", [None, {"evalLoss": {"max": "1"}}], ids=["without a gate", "with one"])
+    def test_one_that_crashed_under_its_pin_is_not_taken_up_again_because_that_is_gone(self, gate: dict[str, Any] | None) -> None:
+        story = Story(keepPrevious=1, strategy={"watchSeconds": 120})
+        story.serving("a")
+        story.spec |= {"gate": gate, "version": "b", "candidate": candidate("b", evalLoss="0.5")}
+        story.look()
+        story.up("b")
+        story.look()
+        story.pods = [crashing(story.name("b"), 1)]
+        story.look(10)
+        for change in ({}, {"version": None}, {"candidate": candidate("c", evalLoss="9"), "version": "b"}):
+            story.spec |= change
+            story.look()
+            story.look()
+            assert (story.traffic(), story.version("b")["role"]) == (story.name("a"), "Rejected"), change
+        story.spec |= {"candidate": candidate("b", evalLoss="0.5"), "version": story.name("b")}  # somebody names it anew
+        story.look()
+        assert story.version("b")["role"] == "Candidate"
+
     def test_a_rollback_by_hand_takes_the_kept_pod_and_leaves_the_new_version_for_later(self) -> None:
         story = Story(replicas=2, keepPrevious=1, strategy={"watchSeconds": 10})
         story.serving("a")
