@@ -134,6 +134,7 @@ def test_a_route_of_that_name_that_is_somebody_elses_takes_nothing_from_users(mi
     conditions = {c["type"]: (c["status"], c["reason"]) for c in mine.status()["conditions"]}
     assert (conditions["Ready"], conditions["Routed"]) == (("True", "Ready"), ("False", "NameConflict"))
     mine.here.rest.delete("httproute", "support")
+    wait("ours is made", mine.route, 45)
     mine.says(ACCEPTED)
     wait("a share", lambda: mine.weights().get(mine.named("b"), 0) == 10, 60)
 

@@ -120,7 +120,8 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.place), {"spec": {"replicas": replicas}}))
     if current := versions.current:
-        apply += [serving.disruption_budget(owner, current.place), serving.service(owner, current.place), *canary.objects(rollout, made)]
+        # Traffic moves before pods go.
+        apply = [serving.disruption_budget(owner, current.place), serving.service(owner, current.place), *canary.objects(rollout, made), *apply]
     keep = {v.place for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.

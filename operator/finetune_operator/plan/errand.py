@@ -62,6 +62,8 @@ def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, 
 
 def _pod(job: JobView, mine: list[PodView], now: float, what: str) -> Errand:
     pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
+    if pod is None and job.suspended:
+        return Errand(Stand.WAIT, f"Kubernetes Job {job.name} is suspended: set its spec.suspend to false, and it goes on")
     if pod is None:
         began = clock.seconds(job.started_at) if job.started_at else 0.0
         since = max(began, *(_end(p) for p in mine), 0.0)
