@@ -9,7 +9,7 @@ from finetune_runtime.contract.evaluation import Evaluation
 from finetune_runtime.contract.spec import Checkpoints, DatasetSpec, ModelSpec, Storage, Training, Tuning, not_yet, rules
 
 from .jobstatus import FineTuneJobStatus
-from .meta import NAME_RULES, ObjectName
+from .meta import NAME_RULES, GpuResource, ObjectName
 from .serving import NO_BASE, NO_CURRENT, Engine, PodToleration, ServedName, ServingQuantization, ServingResources, Strategy
 
 LABEL_VALUE = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
@@ -35,10 +35,8 @@ class Resources(Model):
         "and needs its part of cpu and memory.",
     )
     nodes: int = Field(default=1, ge=1, le=64, description="Nodes to train on.")
-    gpu_resource: str = Field(
+    gpu_resource: GpuResource = Field(
         default="nvidia.com/gpu",
-        max_length=253,
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,54}[A-Za-z0-9])?$",  # with .memory it is a label of nodes
         description="Extended resource that stands for a GPU, for example nvidia.com/mig-3g.20gb.",
     )
     gpu_memory: Quantity | None = Field(

@@ -13,6 +13,9 @@ Status = Literal["True", "False", "Unknown"]
 _MAX_NAME = 52
 _NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 ObjectName = Annotated[str, Field(pattern=_NAME_PATTERN, max_length=_MAX_NAME)]
+# An extended resource. With .memory it is a label of nodes.
+_GPU_RESOURCE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,54}[A-Za-z0-9])?$"
+GpuResource = Annotated[str, Field(pattern=_GPU_RESOURCE, max_length=253)]
 NAME_RULES: list[dict[str, Any]] = [
     {
         "rule": f"size(self.metadata.name) <= {_MAX_NAME}",

@@ -8,7 +8,7 @@ from finetune_runtime.contract.base import Model, Quantity
 from finetune_runtime.contract.config import SERVED_BASE
 from finetune_runtime.contract.spec import not_yet, rules
 
-from .meta import ObjectName
+from .meta import GpuResource, ObjectName
 
 PodToleration = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
@@ -43,7 +43,7 @@ class ServingResources(Model):
 
     model_config = rules(not_yet("self.gpus == 1", "serving on more than one GPU", ".gpus"))
     gpus: int = Field(default=1, ge=1, le=16, description="GPUs of a serving pod.")
-    gpu_resource: str = Field(default="nvidia.com/gpu", max_length=253, description="Extended resource that stands for a GPU.")
+    gpu_resource: GpuResource = Field(default="nvidia.com/gpu", description="Extended resource that stands for a GPU.")
     cpu: Quantity = Field(default="2", description="CPU cores requested.")
     memory: Quantity = Field(default="16Gi", description="Memory limit in bytes.")
     cache_claim: ObjectName | None = Field(
