@@ -86,7 +86,7 @@ class Shares:
         if any(spec.get("version") or not spec.get("replicas", 1) or spec["strategy"]["type"] != "Canary" for spec in specs):
             return
         current = {v for v, r in versions_of(endpoint).items() if r["role"] == "Current"}
-        wavered = any(self._rollouts.wavered(v) for v in current)
+        wavered = any(self._rollouts.wavered(v) or v in self._rollouts.deleted for v in current)
         shortest = min(spec["strategy"]["canary"]["stepSeconds"] for spec in specs)
         for version, weight in weights.items():
             was = steps.given.get(version, 0)

@@ -29,9 +29,9 @@ def crashed(pods: Iterable[PodView]) -> Fault | None:
 
 
 def why(rollout: "Rollout", version: str) -> Fault:
-    """What holds a version up, from its newest pod, or from its Deployment where that lacks some."""
+    """What holds a version up, from the newest of its pods that something holds up, else from the newest, or from its Deployment where that lacks some."""
     view = rollout.deployment(version)
-    pod = max(rollout.pods(version), key=lambda p: (not p.deleting, p.created_at, p.name), default=None)
+    pod = max(rollout.pods(version), key=lambda p: (not p.deleting, waiting(p) is not None, p.created_at, p.name), default=None)
     fault = waiting(pod) if pod else None
     if fault is None and view and view.refusal and (pod is None or pod.ready):
         cure = "it goes on by itself once that lets them in"
