@@ -26,7 +26,7 @@ class Sidecars:
     async def of(self, seen: EndpointState) -> Mapping[str, AdapterReport]:
         """Reports by the UIDs of pods; of no pod while nothing is on its way."""
         host = asks(seen.status)
-        return await self.ask([p for p in seen.pods if p.parent == host and p.ready and p.address]) if host else {}
+        return await self.ask([p for p in seen.pods if p.parent == host and (p.ready or p.running) and p.address]) if host else {}
 
     async def ask(self, pods: Iterable[PodView]) -> Mapping[str, AdapterReport]:
         """Reports of these pods, by their UIDs."""

@@ -48,6 +48,9 @@ class Routed(Endpoint):
     def progress(self) -> str:
         return next((str(c["reason"]) for c in self.status().get("conditions", []) if c["type"] == "Progressing"), "")
 
+    def routed(self) -> tuple[str, str]:
+        return next(((str(c["status"]), str(c["reason"])) for c in self.status().get("conditions", []) if c["type"] == "Routed"), ("", ""))
+
     def named(self, letter: str) -> str:
         return str(self.version(letter).get("name", ""))
 
@@ -116,27 +119,10 @@ def test_a_route_that_the_api_server_refuses_is_told_and_holds_up_only_the_steps
     mine.until("b", "Candidate")
     mine.answer("b")
     wait("the refusal is told", lambda: mine.progress() == "RouteRefused")
-    routed = next(c for c in mine.status()["conditions"] if c["type"] == "Routed")
-    assert (routed["status"], "parentRefs" in routed["message"]) == ("False", True)
+    assert mine.routed() == ("False", "RouteRefused")
+    assert "parentRefs" in next(c["message"] for c in mine.status()["conditions"] if c["type"] == "Routed")
     wait("it is scaled all the same", lambda: len(mine.pods("a")) == 2)
     assert (mine.traffic(), mine.weights(), mine.version("b")["role"]) == (old, {old: 100}, "Candidate")
-
-
-def test_a_route_of_that_name_that_is_somebody_elses_takes_nothing_from_users(mine: Routed) -> None:
-    mine.edit(strategy={"type": "BlueGreen", "canary": None})
-    wait("the route is gone", lambda: not mine.route())
-    own = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "support"}, "spec": {"parentRefs": [{"name": "public"}]}}
-    mine.here.apply(own)
-    mine.edit(strategy=STRATEGY, candidate=candidate("b"))
-    mine.until("b", "Candidate")
-    mine.answer("b")
-    wait("the conflict is told", lambda: mine.progress() == "NameConflict")
-    conditions = {c["type"]: (c["status"], c["reason"]) for c in mine.status()["conditions"]}
-    assert (conditions["Ready"], conditions["Routed"]) == (("True", "Ready"), ("False", "NameConflict"))
-    mine.here.rest.delete("httproute", "support")
-    wait("ours is made", mine.route, 45)
-    mine.says(ACCEPTED)
-    wait("a share", lambda: mine.weights().get(mine.named("b"), 0) == 10, 60)
 
 
 def test_a_crash_in_a_step_takes_the_share_back(mine: Routed) -> None:
@@ -182,6 +168,14 @@ def test_what_others_do_to_the_route_is_put_right_and_another_strategy_removes_i
         "spec": {"parentRefs": [{"name": "public"}], "rules": [{"backendRefs": [{"name": "else", "port": 80}]}]},
     })  # fmt: skip
     mine.edit(strategy=STRATEGY)
-    wait("a foreign route of that name is a conflict", lambda: mine.progress() == "NameConflict")
+    wait("a foreign route of that name is a conflict", lambda: mine.routed() == ("False", "NameConflict"))
     assert mine.weights() == {"else": 1}
+    mine.edit(candidate=candidate("b"))
+    mine.until("b", "Candidate")
+    mine.answer("b")
+    wait("the new version stands by", lambda: mine.progress() == "NameConflict")
+    assert next((c["status"], c["reason"]) for c in mine.status()["conditions"] if c["type"] == "Ready") == ("True", "Ready")
     mine.here.rest.delete("httproute", "support")
+    wait("ours is made", mine.route, 45)
+    mine.says(ACCEPTED)
+    wait("a share", lambda: mine.weights().get(mine.named("b"), 0) == 10, 60)

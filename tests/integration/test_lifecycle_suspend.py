@@ -127,4 +127,5 @@ def test_a_job_that_is_suspended_after_its_end_stays_as_it_ended(operator: Opera
     before = phase(here, "Succeeded")
     here.edit(suspend=True)
     time.sleep(2)
-    assert here.status() == {**before, "observedGeneration": before["observedGeneration"] + 1}
+    generation = before["observedGeneration"] + 1
+    assert here.status() == {**before, "observedGeneration": generation, "conditions": [{**c, "observedGeneration": generation} for c in before["conditions"]]}

@@ -97,7 +97,7 @@ class ModelSidecars(Sidecars):
 
     async def of(self, seen: EndpointState) -> Mapping[str, AdapterReport]:
         host = asks(seen.status)
-        found = ((p.uid, self._ask(p.uid)) for p in seen.pods if host and p.parent == host and p.ready)
+        found = ((p.uid, self._ask(p.uid)) for p in seen.pods if host and p.parent == host and (p.ready or p.running))
         return {uid: report for uid, report in found if report}
 
     def _ask(self, uid: str) -> AdapterReport | None:

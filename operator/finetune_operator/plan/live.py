@@ -129,13 +129,33 @@ def nudges(rollout: "Rollout", place: str, content: str) -> list[tuple[Ref, Body
 
 def lacks(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:
     """Why a candidate is not served by every pod of its host that answers; None when it is. FetchFailed: it never will be."""
-    wanted = {asked_as(rollout, candidate, name): adapter.adapter.manifest_sha256 for name, adapter in served(candidate).items()}
+    wanted = _wanted(rollout, candidate)
     pods = sorted((p for p in rollout.pods(candidate.name) if p.ready and not p.deleting), key=lambda p: p.name)
     if not pods:
         return Fault(Reason.ROLLING_OUT, f"version {candidate.name}: no pod answers that could load it")
     faults = [fault for pod in pods if (fault := _lacks(rollout, candidate, pod, wanted))]
     refused = next((fault for fault in faults if fault.reason == Reason.FETCH_FAILED), None)
     return refused or next(iter(faults), None)
+
+
+def refused(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:
+    """Why a pod that serves nobody yet will not serve a candidate; None when none says so."""
+    wanted = _wanted(rollout, candidate) if candidate.host else {}
+    for pod in sorted(rollout.pods(candidate.name), key=lambda p: p.name):
+        report = None if pod.deleting else rollout.seen.reports.get(pod.uid)
+        for state in report.adapters if report else ():
+            if state.state == "Refused" and wanted.get(state.name) == state.manifest_sha256:
+                return _cannot(candidate, pod, state)
+    return None
+
+
+def _wanted(rollout: "Rollout", candidate: VersionStatus) -> dict[str, str]:
+    """Digests of a candidate's adapters by the names under which they are asked."""
+    return {asked_as(rollout, candidate, name): adapter.adapter.manifest_sha256 for name, adapter in served(candidate).items()}
+
+
+def _cannot(candidate: VersionStatus, pod: PodView, state: AdapterState) -> Fault:
+    return Fault(Reason.FETCH_FAILED, f"version {candidate.name}: pod {pod.name} cannot serve {state.name}: {state.message}")
 
 
 def _lacks(rollout: "Rollout", candidate: VersionStatus, pod: PodView, wanted: dict[str, str]) -> Fault | None:
@@ -149,7 +169,7 @@ def _lacks(rollout: "Rollout", candidate: VersionStatus, pod: PodView, wanted: d
     for name, digest in wanted.items():
         state = known.get((name, digest)) or AdapterState(name=name, manifest_sha256=digest, state="Waiting", message="it has not been told yet")
         if state.state == "Refused":
-            return Fault(Reason.FETCH_FAILED, f"version {candidate.name}: pod {pod.name} cannot serve {name}: {state.message}")
+            return _cannot(candidate, pod, state)
         if state.state == "Waiting":
             return Fault(Reason.ROLLING_OUT, f"version {candidate.name}: pod {pod.name} loads {name}: {state.message}")
     return None

@@ -316,7 +316,10 @@ def _starting(rollout: Rollout, candidate: VersionStatus, target: Target) -> Non
     if candidate.host and any(p.ready for p in pods) and (lacks := live.lacks(rollout, candidate)):
         fault = lacks
         rollout.due.append(live.LOOK_SECONDS)
-    pods = live.since(candidate, pods)
+    if (refused := live.refused(rollout, candidate)) and rollout.seen.spec.auto_rollback:
+        _reject(rollout, candidate, target, refused)
+        return
+    fault, pods = refused or fault, live.since(candidate, pods)
     ends = (failure(p.ended, "") for p in pods if p.ended and p.ended.exit_code)
     hopeless = next((Fault(end.reason, end.message) for end in ends if end.terminal), None)
     if rollout.seen.spec.auto_rollback and (crash := hopeless or crashes(pods, restarts=MAX_RESTARTS)):

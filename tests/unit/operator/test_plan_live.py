@@ -25,6 +25,7 @@ class Counter(Desk):
         self.served: dict[str, dict[str, str]] = {}  # by pod: digests by name
         self.refused: dict[str, str] = {}  # why, by the letter of an adapter
         self.silent: set[str] = set()  # pods that do not answer the operator
+        self.unready: set[str] = set()  # pods whose engine runs and has no model that users ask
         self.crashed: dict[str, Ended] = {}  # by pod
         self.errands: list[PodView] = []
         self.deployments: set[str] = set()  # all that there ever were
@@ -41,7 +42,7 @@ class Counter(Desk):
                 name = f"{host}-{number}"
                 ended = self.crashed.get(name)
                 loops = {"waiting_reason": "CrashLoopBackOff", "restarts": 2, "ended": ended} if ended else {}
-                ready = name in self.served and not ended
+                ready = name in self.served and not ended and name not in self.unready
                 self.ready[host] += ready
                 found.append(serving_pod(host, name=name, uid=name, ready=ready, **loops))
         return found
@@ -101,6 +102,18 @@ def counter(*entries: dict[str, Any], **spec: Any) -> Counter:
     found = Counter(candidate=candidate("a"), adapters=list(entries), **spec).settle()
     found.look(600)
     return found
+
+
+@pytest.mark.parametrize("auto", [True, False], ids=["which is given up at once", "which waits where nobody is to give up"])
+def test_pods_that_run_and_refuse_a_first_version_say_why(auto: bool) -> None:
+    story = Counter(candidate=candidate("a"), autoRollback=auto)
+    story.look()
+    [host] = story.hosts()
+    story.served[f"{host}-0"], story.refused["a"], story.unready = {}, "rank 64 is above spec.maxLoraRank 16", {f"{host}-0"}
+    story.look()
+    story.look()
+    assert (story.roles()["a"], story.progress()) == ("Rejected" if auto else "Candidate", ("False" if auto else "True", "FetchFailed"))
+    assert story.message("Progressing").endswith(f"pod {host}-0 cannot serve support: rank 64 is above spec.maxLoraRank 16")
 
 
 def test_the_first_version_starts_pods_with_a_sidecar_that_has_the_keys() -> None:
