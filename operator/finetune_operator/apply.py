@@ -27,17 +27,19 @@ class Outcome:
     conflicts: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     route: Fault | None = None  # why the HTTPRoute is not as it is to be, which holds up nothing but steps through a Gateway
+    budget: str = ""  # what the API server has against the PodDisruptionBudget, which holds up nothing
 
     @property
     def whole(self) -> bool:
         """Whether everything was carried out."""
-        return not (self.conflicts or self.refused or self.route)
+        return not (self.conflicts or self.refused or self.route or self.budget)
 
     def without(self, plan: Plan) -> Plan:
         """What is left of a plan without all that could not be made."""
 
         def possible(bodies: tuple[Body, ...]) -> tuple[Body, ...]:
-            return tuple(b for b in bodies if b["metadata"]["name"] not in self.refused and not (self.route and b["kind"] == "HTTPRoute"))
+            out = {kind for kind, fault in (("HTTPRoute", self.route), ("PodDisruptionBudget", self.budget)) if fault}
+            return tuple(b for b in bodies if b["metadata"]["name"] not in self.refused and b["kind"] not in out)
 
         return replace(plan, apply=possible(plan.apply), create=possible(plan.create), propose=possible(plan.propose))
 
@@ -68,16 +70,9 @@ class Applier:
         namespace, uid = owner.namespace, owner.uid
         outcome = Outcome()
         conflicts = outcome.conflicts
-        due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, outcome)) is not None]
-        if conflicts:
+        await self._make(plan, owner, outcome)
+        if not outcome.whole:  # what is decided by that is done instead
             return outcome
-        new, standing = ([(b, found) for b, found in due if (b["metadata"]["name"] in plan.untried) is untried] for untried in (True, False))
-        for body, found in new:
-            await self._try(self._apply(body, namespace, found), body, plan, outcome)
-        if outcome.refused:
-            return outcome
-        for body, found in standing:
-            await self._try(self._apply(body, namespace, found), body, plan, outcome)
         for ref, change in plan.patch:
             await self._cluster.patch(ref, namespace, change)
         for body in plan.create:
@@ -91,6 +86,16 @@ class Applier:
             await self._cluster.delete(Ref(API_VERSION, owner.kind, owner.name), namespace, uid)
         return outcome
 
+    async def _make(self, plan: Plan, owner: Owner, outcome: Outcome) -> None:
+        """Apply objects, those that nobody depends on first, and go no further where one of them, or the way of traffic, is not as it is to be."""
+        namespace = owner.namespace
+        due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, outcome)) is not None]
+        for body, found in sorted(due, key=lambda one: one[0]["metadata"]["name"] not in plan.untried):
+            standing = body["metadata"]["name"] not in plan.untried
+            if outcome.conflicts or (standing and (outcome.refused or outcome.route)):
+                return
+            await self._try(self._apply(body, namespace, found), body, plan, outcome)
+
     @staticmethod
     async def _try(request: Awaitable[object], body: Body, plan: Plan, outcome: Outcome) -> None:
         """Make a request for an object, and note that it is refused where nobody depends on it yet."""
@@ -101,6 +106,8 @@ class Applier:
             words = f"{body['kind']} {name}: {error.message}"
             if body["kind"] == "HTTPRoute":
                 outcome.route = Fault(Reason.ROUTE_REFUSED, f"the API server refuses {words}")
+            elif body["kind"] == "PodDisruptionBudget":
+                outcome.budget = words
             elif name in plan.untried:
                 outcome.refused.setdefault(name, words)
             else:

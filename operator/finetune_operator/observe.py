@@ -79,6 +79,8 @@ class PodView:
     gone: bool = False  # deleted; this is what was seen last
     gone_at: float = 0.0  # when that was heard, in seconds
     verdict: str = ""  # why a node ended it as a whole, in the kubelet's words
+    foreign: str = ""  # a container that somebody has injected and that failed, with its exit code
+    controller: str = ""  # UID of what made it
 
     @property
     def alive(self) -> bool:
@@ -195,18 +197,27 @@ def _ended(statuses: list[Raw]) -> Ended | None:
     return next(iter(failed), None) or next((e for e in found if e.container == names.CONTAINER), None)
 
 
+def _failed(status: Raw) -> Raw | None:
+    """How a container ended, where that was by itself and not well."""
+    ended: Raw = (status.get("state") or {}).get("terminated") or {}
+    return ended if ended.get("exitCode") and ended.get("reason") != "ContainerStatusUnknown" else None
+
+
 def pod_view(raw: Raw) -> PodView:
     """View of a pod that carries our labels."""
     meta, status = raw["metadata"], raw.get("status") or {}
     labels = meta.get("labels") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    ours = [s for s in statuses if s["name"] in _OURS]
-    running = any((s.get("state") or {}).get("running") for s in status.get("containerStatuses") or [] if s["name"] == names.CONTAINER)
-    # Another's container can keep ours from its start; once that runs, how the other one fares says nothing about it.
+    ours, others = [s for s in statuses if s["name"] in _OURS], [s for s in statuses if s["name"] not in _OURS]
+    main: Raw = next((s.get("state") or {} for s in status.get("containerStatuses") or [] if s["name"] == names.CONTAINER), {})
+    running = bool(main.get("running"))
+    # Another's container can keep ours from its start; once that has run, how the other one fares says nothing about it.
     waiting = [
         w
         for s in sorted(statuses, key=lambda s: s["name"] not in _OURS)
-        if (w := (s.get("state") or {}).get("waiting")) and w.get("reason") not in ("PodInitializing", "ContainerCreating") and (s in ours or not running)
+        if (w := (s.get("state") or {}).get("waiting"))
+        and w.get("reason") not in ("PodInitializing", "ContainerCreating")
+        and (s in ours or not (running or main.get("terminated")))
     ]
     conditions = _conditions(raw)
     scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
@@ -230,6 +241,8 @@ def pod_view(raw: Raw) -> PodView:
         step=labels.get(names.LABEL_STEP, ""),
         address=status.get("podIP", ""),
         told=(meta.get("annotations") or {}).get(names.ANNOTATION_TOLD, ""),
+        foreign=next((f"container {s['name']} ended with {ended['exitCode']}" for s in others if (ended := _failed(s))), ""),
+        controller=owner_uid(raw),
         verdict=f"{status['reason']}: {status.get('message', '')}" if status.get("reason") and status.get("phase") == "Failed" else "",
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )

@@ -214,7 +214,8 @@ class Reconciler:
         state, decided = plan
 
         def again(out: Outcome) -> Plan:
-            told = replace(state, conflicts=tuple(out.conflicts), refused=out.refused, route_fault=out.route)
+            # What is decided otherwise now follows from what the API server has just said: it need not be looked at once more.
+            told = replace(state, conflicts=tuple(out.conflicts), refused=out.refused, route_fault=out.route, budget_fault=out.budget, live=True)
             return endpoint_plan.decide(told, self._settings, self._now())
 
         try:

@@ -49,6 +49,14 @@ def _standing(spec: ModelEndpointSpec, version: VersionStatus) -> str:
     return wish(spec, gates(spec, proposed if proposed and proposed.adapter == version.adapter else None))
 
 
+def forget_names(spec: ModelEndpointSpec, versions: Versions) -> None:
+    """Nobody names a version any more: whoever does so next asks for it anew, also for one that was given up while it was named."""
+    for record in versions.having("Rejected") if spec.version is None else ():
+        gates_then, _, named_then = (record.asked or "").partition(".")
+        if named_then:
+            versions.put(record.model_copy(update={"asked": f"{gates_then}."}))
+
+
 def brought(spec: ModelEndpointSpec, current: VersionStatus | None, wanted: Target | None) -> str:
     """Digest of the wish that gave the version with the traffic its place, as far as it stands today."""
     if current is None or (wanted and wanted.name == current.name):

@@ -54,7 +54,7 @@ class Deploy:
 
 _FINAL = (
     Reason.GATE_CLOSED, Reason.EVALUATION_FAILED, Reason.MERGE_FAILED, Reason.FETCH_FAILED, Reason.CRASH_LOOP, Reason.NOT_READY_IN_TIME,
-    Reason.LOST_READINESS, Reason.SUPERSEDED,
+    Reason.LOST_READINESS, Reason.SUPERSEDED, Reason.REFUSED,
 )  # fmt: skip
 
 
@@ -188,5 +188,5 @@ def _decided(under_way: Deploy, endpoint: EndpointView, mine: VersionStatus | No
         return replace(state, deployed=Stated("Unknown", Reason.PINNED, message))
     # What the endpoint says of itself counts where something holds it up; how it gets on is its own story.
     told = next((c for c in endpoint.status.conditions if c.type == "Progressing"), None)
-    held = told if told and ((told.status == "True" and told.reason not in _WELL) or told.reason == Reason.NAME_CONFLICT) else None
+    held = told if told and ((told.status == "True" and told.reason not in _WELL) or told.reason in (Reason.NAME_CONFLICT, Reason.REFUSED)) else None
     return replace(state, deployed=Stated("Unknown", held.reason, held.message)) if held else state

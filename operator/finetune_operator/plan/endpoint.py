@@ -11,7 +11,7 @@ from finetune_operator.settings import Settings
 
 from . import canary, live, recreate
 from .adapters import proposals, public, refs, served
-from .choice import brought, target
+from .choice import brought, forget_names, target
 from .errand import Stand
 from .faults import Fault, refusal
 from .gate import Gate, beside, job_name
@@ -120,8 +120,8 @@ def _plan(rollout: Rollout, wanted: Target | None, settings: Settings) -> Plan:
         elif view and view.replicas != replicas:  # made by an older spec, so only its size is ours to change
             patch.append((Ref("apps/v1", "Deployment", version.place), {"spec": {"replicas": replicas}}))
     if current := versions.current:
-        # Traffic moves before pods go.
-        apply = [serving.disruption_budget(owner, current.place), serving.service(owner, current.place), *canary.objects(rollout, made), *apply]
+        # Traffic moves before pods go, and through a Gateway first: where its route is refused the version stays where it is.
+        apply = [*canary.objects(rollout, made), serving.service(owner, current.place), *apply, serving.disruption_budget(owner, current.place)]
     keep = {v.place for v in kept}
     over = [d for d in seen.deployments if d.name not in keep and d.owner_uid == owner.uid and not d.deleting]
     # The Deployment goes last: while it is seen, what goes with it is deleted again.
@@ -155,6 +155,8 @@ def _readiness(rollout: Rollout, settings: Settings) -> tuple[bool, Fault]:
 
 def _state(rollout: Rollout, settings: Settings, conditions: Conditions) -> None:
     ready, fault = _readiness(rollout, settings)
+    if budget := rollout.seen.budget_fault:
+        fault = Fault(fault.reason, f"{fault.message}; drains may take all pods at once: {refusal([budget])}")
     conditions.set(ConditionType.READY, "True" if ready else "False", fault.reason, fault.message)
     conditions.set(ConditionType.PROGRESSING, "True" if rollout.under_way else "False", rollout.progress.reason, rollout.progress.message)
 
@@ -180,6 +182,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
     owner, spec, status = seen.owner, seen.spec, seen.status
     conditions = Conditions(status.conditions, owner.generation, clock.text(now))
     rollout = Rollout(seen, Versions(status.versions, clock.text(now), proposals(spec)), now, host=host_of(owner.name, spec, settings))
+    conditions.drop(ConditionType.ACCEPTED)  # stated while the spec could not be read
     if seen.conflicts:
         message = f"{', '.join(seen.conflicts)} exists and belongs to somebody else: delete or rename it, or give the endpoint another name"
         conditions.set(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
@@ -190,6 +193,7 @@ def decide(seen: EndpointState, settings: Settings, now: float) -> Plan:
         _state(rollout, settings, conditions)
         plan = Plan(requeue_after=30)
     else:
+        forget_names(spec, rollout.versions)
         alive = {v.name for v in status.versions if live.is_there(rollout, v)}
         wanted = target(owner.name, spec, rollout.versions, alive, settings)
         if watch(rollout, brought(spec, rollout.versions.current, wanted)):

@@ -47,7 +47,8 @@ def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, 
         return Errand(Stand.WAIT, ending(older) if older else f"an older {what} is ending")
     if job is None:
         return Errand(Stand.START)
-    mine = [p for p in pods if p.parent == job.name]
+    # A Job of the same name may have been made and deleted before.
+    mine = [p for p in pods if p.parent == job.name and (not p.gone or p.controller == job.uid)]
     for ended in (p.ended for p in mine):
         found = result(ended)
         if ended and ended.exit_code == 0 and found and counts(found):
@@ -56,14 +57,14 @@ def look(job: JobView | None, pods: tuple[PodView, ...], step: str, now: float, 
         return Errand(Stand.FAILED, _last_words(mine) or job.failure)
     if job.complete:
         left = clock.seconds(job.finished_at) + RESULT_PATIENCE - now if job.finished_at else 0.0
-        return Errand(Stand.WAIT if left > 0 else Stand.AGAIN, f"waiting for the result of the {what}", look_in=max(0.0, left))
+        return Errand(Stand.WAIT if left > 0 else Stand.AGAIN, f"waiting for the result of the {what}", look_in=left if left > 0 else None)
     return _pod(job, mine, now, what)
 
 
 def _pod(job: JobView, mine: list[PodView], now: float, what: str) -> Errand:
     pod = max((p for p in mine if p.alive), key=lambda p: (p.created_at, p.name), default=None)
     if pod is None and job.suspended:
-        return Errand(Stand.WAIT, f"Kubernetes Job {job.name} is suspended: set its spec.suspend to false, and it goes on")
+        return Errand(Stand.WAIT, f"Kubernetes Job {job.name} is suspended: unless Kueue manages it, set its spec.suspend to false")
     if pod is None:
         began = clock.seconds(job.started_at) if job.started_at else 0.0
         since = max(began, *(_end(p) for p in mine), 0.0)

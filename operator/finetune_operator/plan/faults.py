@@ -13,7 +13,7 @@ from finetune_runtime.contract.result import Exit, StepResult
 from finetune_runtime.contract.result import Reason as StepReason
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
-_UNKNOWN = "ContainerStatusUnknown"
+_UNKNOWN, _EVICTED = "ContainerStatusUnknown", "Evicted"
 _SIGNALED = 128  # exit codes above it are signals, by the convention of shells and container runtimes
 _TERMINAL = (Exit.INVALID_CONFIG, Exit.DATA_INVALID, Exit.MODEL_INVALID, Exit.OUT_OF_MEMORY)
 
@@ -110,15 +110,24 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def lost(pod: PodView) -> Failure | None:
-    """Of a failed pod whose container never ran, or of whose container the node knows nothing: nobody's failure. None: it ended by itself."""
-    if pod.phase != "Failed" or not (pod.ended is None or pod.ended.reason == _UNKNOWN):
+def of_pod(pod: PodView) -> Failure | None:
+    """How a pod failed as a whole, where its container says nothing: it never ran, or the node took it away. None: the container decides."""
+    known = pod.ended is not None and pod.ended.reason != _UNKNOWN
+    if pod.phase != "Failed" or (known and not (pod.verdict.startswith(_EVICTED) and result(pod.ended) is None)):
         return None
-    if pod.verdict:
+    code = pod.ended.exit_code if pod.ended else None
+    if pod.verdict.startswith(_EVICTED):
+        message = f"node {pod.node} took pod {pod.name} away: {pod.verdict}. Raise what it names (spec.resources), or give the pod another node"
+        return Failure(Reason.POD_FAILED, message, code, terminal=False, counts=True)
+    if pod.foreign:
+        message = f"pod {pod.name} failed before its own container ran: {pod.foreign}, which somebody has injected"
+        return Failure(Reason.POD_FAILED, message, code, terminal=False, counts=True)
+    if pod.verdict and pod.ended is None:
         why = f"node {pod.node or '(none)'} refused it: {pod.verdict}"
     else:
         why = "it was deleted before its container ran" if pod.ended is None else "it was deleted before its container ran, or the node started anew"
-    return Failure(Reason.POD_LOST, f"pod {pod.name} is lost: {why}", pod.ended.exit_code if pod.ended else None, terminal=False, counts=False)
+    # Nobody's failure.
+    return Failure(Reason.POD_LOST, f"pod {pod.name} is lost: {why}", code, terminal=False, counts=False)
 
 
 def failure(ended: Ended | None, job_message: str) -> Failure:

@@ -131,6 +131,8 @@ def check_deadline(draft: Draft) -> None:
     if used < limit:
         draft.requeue(limit - used)
         return
+    draft.act(propose=())  # what is proposed in this very round is not
+    draft.update(endpoint=draft.seen.status.endpoint)
     told = f"the job was active for {round(used)} s; spec.activeDeadlineSeconds is {limit}. "
     message = told + (_committed(draft) or "Checkpoints stay in storage. Create a new job with a longer deadline, or without one")
     _cut_off(draft, message)

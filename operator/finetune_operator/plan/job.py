@@ -200,6 +200,7 @@ def _steps(draft: Draft, settings: Settings, found: Hold) -> bool:
     conditions = draft.conditions
     if conditions.is_true(ConditionType.TRAINED):
         return True
+    conditions.drop(ConditionType.DEPLOYED)  # stated anew where it is asked
     if found.suspended:
         if found.at_rest:  # the pod that the user stopped was not interrupted by anybody
             draft.update(attempts=[a if a.ended_at else a.model_copy(update={"pod": None, "pod_created_at": None}) for a in draft.status.attempts])
@@ -216,7 +217,6 @@ def _check_endpoint(draft: Draft) -> bool:
     """State Deployed where the endpoint could not serve what is trained. False: no GPU is taken for that."""
     under_way = any(j.step == Step.TRAIN for j in draft.seen.jobs)  # by a round that was cut short
     if under_way or (found := obstacle(draft.seen)) is None:
-        draft.conditions.drop(ConditionType.DEPLOYED)
         return True
     draft.conditions.set(ConditionType.DEPLOYED, found.status, found.reason, found.message)
     return False

@@ -23,10 +23,17 @@ def takes_the_place(rollout: "Rollout", candidate: VersionStatus) -> bool:
 
 def makes_room(rollout: "Rollout") -> bool:
     """Whether the version with the traffic has no pods, because a candidate whose objects are there takes its place. A merge needs no room."""
-    if rollout.seen.refused:
-        return any(view.replicas for c in rollout.versions.having("Candidate") if (view := rollout.deployment(c.name)))  # or it has made room already
     there = (c for c in rollout.versions.having("Candidate") if rollout.deployment(c.name) is not None)
-    return rollout.merge is None and any(takes_the_place(rollout, c) for c in there)
+    if rollout.merge is not None or (rollout.seen.refused and not has_made_room(rollout)):
+        return False
+    return any(takes_the_place(rollout, c) for c in there)
+
+
+def has_made_room(rollout: "Rollout") -> bool:
+    """Whether the pods of the version with the traffic were told to go."""
+    old = rollout.incumbent
+    view = rollout.deployment(old.name) if old else None
+    return rollout.seen.spec.strategy.type == "Recreate" and view is not None and view.replicas == 0
 
 
 def waits(rollout: "Rollout", candidate: VersionStatus) -> Fault | None:

@@ -109,10 +109,8 @@ def roll(rollout: Rollout, target: Target) -> None:
         return
     candidate = _candidate(rollout, target, known)
     live.settle(rollout)
-    if refused := rollout.seen.refused:  # objects of the candidate
-        rollout.held = True
-        rollout.due.append(30.0)
-        _in_time(rollout, candidate, target, Fault(Reason.REFUSED, f"version {candidate.name}: {refusal(refused.values())}"))
+    if rollout.seen.refused:
+        _refused(rollout, candidate, target)
         return
     verdict = rollout.verdict = recorded(target, candidate)
     if verdict and verdict.gate is Gate.CLOSED:
@@ -126,6 +124,17 @@ def roll(rollout: Rollout, target: Target) -> None:
         _in_time(rollout, candidate, target, fault)
         return
     _bring(rollout, candidate, target, verdict)
+
+
+def _refused(rollout: Rollout, candidate: VersionStatus, target: Target) -> None:
+    """Objects of the candidate cannot be made."""
+    rollout.held = True
+    rollout.due.append(30.0)
+    if recreate.has_made_room(rollout) and rollout.seen.spec.auto_rollback and rollout.seen.spec.replicas:  # users get their answers back
+        words = f"the API server refuses {'; '.join(rollout.seen.refused.values())}. Correct what it names, and name the version in spec.version"
+        _reject(rollout, candidate, target, Fault(Reason.REFUSED, f"version {candidate.name} cannot take the place of the old one: {words}"))
+    else:
+        _in_time(rollout, candidate, target, Fault(Reason.REFUSED, f"version {candidate.name}: {refusal(rollout.seen.refused.values())}"))
 
 
 def _bring(rollout: Rollout, candidate: VersionStatus, target: Target, verdict: Verdict | None) -> None:

@@ -145,7 +145,7 @@ def summarize(conditions: Conditions, *, suspended: bool) -> None:
     # A job that does not fit, whose names are taken, or whose endpoint cannot take its adapter, cannot go on by itself although it has not failed.
     held = (conditions.get(kind) for kind in (ConditionType.FITS, ConditionType.DEPLOYED))
     stuck = not conditions.is_true(ConditionType.ACCEPTED) or any(found is not None and found.status == "False" for found in held)
-    stalled = ended == "False" or (ended == "Unknown" and stuck)
     at_goal = ended == "True" or (suspended and conditions.is_true(ConditionType.SUSPENDED))
+    stalled = ended == "False" or (ended == "Unknown" and stuck and not at_goal)
     conditions.only_if(stalled, ConditionType.STALLED, shown)
     conditions.only_if(not stalled and not at_goal, ConditionType.RECONCILING, shown)

@@ -12,7 +12,7 @@ from finetune_operator.observe import Ended, JobView, PodView
 from finetune_operator.reasons import Reason
 from finetune_runtime.contract.result import Exit, StepResult
 
-from .faults import LOST_NODE, Failure, Fault, ending, failure, lost, not_created, result, waiting
+from .faults import LOST_NODE, Failure, Fault, ending, failure, not_created, of_pod, result, waiting
 
 MAX_BACKOFF = 300.0  # seconds
 # A Job can be seen as complete before its last pod is: wait this long before its result counts as lost.
@@ -252,6 +252,6 @@ def step_state(view: StepView, now: float) -> StepState:
         if record.ended_at:
             return _after_failure(record, view.failures, view.retries, now, waited=record.number)
         last = pod.ended if pod else None
-        state = _failed((lost(pod) if pod else None) or failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
+        state = _failed((of_pod(pod) if pod else None) or failure(last, job.failure), record, view.failures, view.retries, now, job.finished_at)
         return replace(state, result=result(last) if last else None, by_absence=last is None)
     return _running(record, job, pod, base, view.scheduling_timeout, now)

@@ -62,6 +62,7 @@ class EndpointState:
     conflicts: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     route_fault: Fault | None = None  # why the HTTPRoute is not as it is to be
+    budget_fault: str = ""  # what the API server has against the PodDisruptionBudget
     blocked: str = ""  # what the API server has against an object that users depend on, in its words
     reports: Mapping[str, AdapterReport] = field(default_factory=dict)  # of pods that say what they serve, by their UIDs
 

@@ -311,7 +311,7 @@ class TestGateway:
     def test_the_route_has_every_field_that_the_api_server_would_fill_in(self) -> None:
         found = in_steps()
         route = next(b for b in found.plan.apply if b["kind"] == "HTTPRoute")
-        assert names(found.plan.apply)[:3] == ["PodDisruptionBudget/support", "Service/support", "HTTPRoute/support"]
+        assert names(found.plan.apply)[:2] == ["HTTPRoute/support", "Service/support"]
         assert route["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
         group = "gateway.networking.k8s.io"
         backends = [{"group": "", "kind": "Service", "name": found.name(v), "port": 80, "weight": w} for v, w in (("a", 90), ("b", 10))]

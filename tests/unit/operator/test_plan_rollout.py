@@ -23,7 +23,7 @@ def test_the_first_version_gets_its_own_objects_and_no_traffic_before_it_answers
     story.look()
     assert (story.traffic(), story.roles(), story.progress()) == (version, {"a": "Current"}, ("False", "UpToDate"))
     assert (story.status["readyReplicas"], story.status["selector"]) == (1, f"finetune.dev/endpoint=support,finetune.dev/version={version}")
-    assert names(story.plan.apply)[:2] == ["PodDisruptionBudget/support", "Service/support"]
+    assert (names(story.plan.apply)[0], names(story.plan.apply)[-1]) == ("Service/support", "PodDisruptionBudget/support")
 
 
 class TestBlueGreen:
@@ -216,7 +216,7 @@ class TestErrandWhosePodIsLost:
     def test_the_next_pod_has_its_time(self) -> None:
         story, job = self.evaluating()
         story.now += 7200
-        story.pods = [serving_pod(job, uid="gone", step="Evaluate", gone=True, gone_at=story.now)]
+        story.pods = [serving_pod(job, uid="gone", step="Evaluate", gone=True, gone_at=story.now, controller=job)]
         story.look()
         assert story.progress() == ("True", "Evaluating")
         pod = serving_pod(job, step="Evaluate", phase="Pending", created_at=clock.text(story.now), unschedulable="0/3 nodes are available")

@@ -99,12 +99,13 @@ class TestPinned:
         story.look()
         story.pods = [crashing(story.name("b"), 1)]
         story.look(10)
-        for change in ({}, {"version": None}, {"candidate": candidate("c", evalLoss="9"), "version": "b"}):
+        unnamed = {"version": None, "candidate": candidate("b", evalLoss="0.5")}
+        for change in ({}, {"candidate": candidate("c", evalLoss="9")}, unnamed):
             story.spec |= change
             story.look()
             story.look()
             assert (story.traffic(), story.version("b")["role"]) == (story.name("a"), "Rejected"), change
-        story.spec |= {"candidate": candidate("b", evalLoss="0.5"), "version": story.name("b")}  # somebody names it anew
+        story.spec["version"] = "b"  # somebody names it anew
         story.look()
         assert story.version("b")["role"] == "Candidate"
 
