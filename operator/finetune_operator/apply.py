@@ -87,14 +87,18 @@ class Applier:
         return outcome
 
     async def _make(self, plan: Plan, owner: Owner, outcome: Outcome) -> None:
-        """Apply objects, those that nobody depends on first, and go no further where one of them, or the way of traffic, is not as it is to be."""
+        """Apply objects, those that nobody depends on first, and go no further where one of them, or the way of traffic, is not as it is to be.
+
+        What goes with a refused object has its name, and is found by it later: it is not made without that.
+        """
         namespace = owner.namespace
         due = [(body, found) for body in plan.apply if not self._known(namespace, body) and (found := await self._look(body, owner, outcome)) is not None]
         for body, found in sorted(due, key=lambda one: one[0]["metadata"]["name"] not in plan.untried):
             standing = body["metadata"]["name"] not in plan.untried
             if outcome.conflicts or (standing and (outcome.refused or outcome.route)):
                 return
-            await self._try(self._apply(body, namespace, found), body, plan, outcome)
+            if body["metadata"]["name"] not in outcome.refused:
+                await self._try(self._apply(body, namespace, found), body, plan, outcome)
 
     @staticmethod
     async def _try(request: Awaitable[object], body: Body, plan: Plan, outcome: Outcome) -> None:

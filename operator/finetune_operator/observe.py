@@ -243,7 +243,7 @@ def pod_view(raw: Raw) -> PodView:
         told=(meta.get("annotations") or {}).get(names.ANNOTATION_TOLD, ""),
         foreign=next((f"container {s['name']} ended with {ended['exitCode']}" for s in others if (ended := _failed(s))), ""),
         controller=owner_uid(raw),
-        verdict=f"{status['reason']}: {status.get('message', '')}" if status.get("reason") and status.get("phase") == "Failed" else "",
+        verdict=f"{status['reason']}: {status.get('message', '')}".rstrip(". ") if status.get("reason") and status.get("phase") == "Failed" else "",
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from typing import NoReturn, TypeVar
 
 from finetune_operator import clock
-from finetune_operator.kube import ApiError, Cluster, GoneError
+from finetune_operator.kube import ApiError, Cluster, GoneError, RefusedError
 from finetune_operator.plan.types import Body, Ref
 
 from .adapters import wanted
@@ -37,6 +37,7 @@ class ModelCluster(Cluster):
         self._looked: dict[tuple[str, str, str], str] = {}  # UID that the last look at an object has found
         self.writes = 0
         self.acting = False  # what happens now is the operator's doing
+        self.policies: set[str] = set()  # kinds that an admission policy takes none of
 
     async def _ask(self, what: str, do: Callable[[], T], *, write: bool) -> T:
         if "HTTPRoute" in what and not self.gateway.installed:
@@ -100,13 +101,19 @@ class ModelCluster(Cluster):
         what = f"create {body['kind']} {body['metadata']['name'] if body['kind'] != 'Event' else body['reason']}"
         if body["kind"] == "Event":
             return await self._ask(what, lambda: body, write=False)
-        return await self._ask(what, lambda: self._api.create(body), write=True)
+
+        def do() -> Body:
+            self._admit(body)
+            return self._api.create(body)
+
+        return await self._ask(what, do, write=True)
 
     async def apply(self, body: Body, manager: str) -> Body:
         if body["kind"] == "Job":
             raise ViolationError("a Job is made once", f"Job {body['metadata']['name']} is applied again, which would undo what Kueue changed")
 
         def do() -> Body:
+            self._admit(body)
             unheard_of = self._unheard_of(body)
             if body["metadata"].get("ownerReferences") and not unheard_of:
                 self._ours(body["kind"], key_of(body), "applies")
@@ -135,6 +142,11 @@ class ModelCluster(Cluster):
                 self._api.delete(ref.kind, (namespace, ref.name))
 
         await self._ask(f"delete {ref.kind} {ref.name}", do, write=True)
+
+    def _admit(self, body: Body) -> None:
+        if body["kind"] in self.policies:
+            self._world.hits.add(f"refused {body['kind']}")
+            raise RefusedError(403, f"a policy takes no {body['kind']}")
 
     def _propose(self, body: Body, manager: str) -> Body:
         standing = wanted((self._api.get(body["kind"], key_of(body)) or {"spec": {}})["spec"])

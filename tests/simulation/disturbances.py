@@ -104,7 +104,24 @@ def _refuse_routes(schedule: "Schedule") -> None:
     schedule.gateway.refuse(schedule.world.delay(30, 900))
 
 
+def _refuse(schedule: "Schedule") -> None:
+    """An admission policy takes none of a kind, for a while."""
+    kind, policies = schedule.world.random.choice(_KINDS), schedule.process.cluster.policies
+    schedule.world.note("cluster", f"a policy takes no {kind}")
+    policies.add(kind)
+
+    def give_back() -> None:
+        if kind in policies:
+            schedule.world.note("cluster", f"a policy takes {kind} again")
+            policies.discard(kind)
+            schedule.rollouts.meddled = schedule.world.now
+
+    schedule.rollouts.meddled = schedule.world.now
+    schedule.world.after(schedule.world.delay(20, 600), give_back)
+
+
+_KINDS = ("ConfigMap", "Deployment", "HTTPRoute", "Job", "PodDisruptionBudget", "Service")
 _WEIGHTS: list[tuple[int, Callable[["Schedule"], None]]] = [
     (4, _evict), (1, _lose_node), (2, _take_away), (2, _lose_watch), (1, _repeat), (1, _set_clock), (1, _restart), (1, _upgrade), (2, _preempt),
-    (1, _build_in_gpus), (1, _break_versions), (1, _refuse_routes),
+    (1, _build_in_gpus), (1, _break_versions), (1, _refuse_routes), (2, _refuse),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from .remembered import gates_of, place_of, versions_of
 from .rollouts import Rollouts
 from .serving import Servers, opens
 
-GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed")
+GIVEN_UP = ("CrashLoop", "LostReadiness", "FetchFailed", "NotReadyInTime", "GateClosed", "EvaluationFailed", "MergeFailed", "Refused")
 AT_THE_GATEWAY = ("GatewayAPIMissing", "RouteRefused")
 SLACK = 60.0  # seconds that a round may come late
 

@@ -131,6 +131,8 @@ class Schedule:
         """No more faults; what was broken for a while is mended, what is missing for good stays so."""
         self.world.note("world", "calm from here on")
         self.weather.calm_down()
+        self.process.cluster.policies.clear()
+        self.rollouts.meddled = max(self.rollouts.meddled, self.world.now) if self.rollouts.meddled > float("-inf") else self.rollouts.meddled
         self.process.requests.again()
 
     def _settle(self) -> None:

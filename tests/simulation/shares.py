@@ -69,12 +69,12 @@ class Shares:
         return record | {self._rollouts.selected(endpoint)}
 
     def _goes_to(self, endpoint: Raw, weights: dict[str, int], before: dict[str, int]) -> None:
-        current = self._current(endpoint)
+        current, nobody = self._current(endpoint), any(not spec.get("replicas", 1) for spec in self._rollouts.recent(endpoint))
         for version, weight in weights.items():
             if not weight:
                 continue
             self._world.hits.add(f"share {weight}" if weight in (10, 50, 90) else "share")
-            alone = weight == 100 and version in current
+            alone = weight == 100 and (version in current or nobody)
             if not alone and self._rollouts.silent(version):
                 fail("a share goes to what answers", f"{version} has {weight} %, and none of its pods answers")
             if version not in current and not before.get(version):

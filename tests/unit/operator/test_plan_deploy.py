@@ -170,7 +170,10 @@ class TestNames:
         plan = settle(seen)
         assert (plan.create, plan.status["phase"], plan.status["reason"]) == ((), "Pending", "WaitingForEndpoint")
         assert (words in plan.status["message"], condition(plan, "Stalled")["reason"]) == (True, "WaitingForEndpoint")
-        again = decide(replace(seen, status=type(seen.status).model_validate(plan.status), endpoint=None, live=True), SETTINGS, NOW)
+        told = type(seen.status).model_validate(plan.status)
+        rests = settle(replace(seen, status=told, spec=seen.spec.model_copy(update={"suspend": True}), live=True))
+        assert (rests.status["phase"], condition(rests, "Stalled"), condition(rests, "Deployed")) == ("Suspended", {}, {})
+        again = decide(replace(seen, status=told, endpoint=None, live=True), SETTINGS, NOW)
         assert (names(again.create), condition(again, "Deployed"), condition(again, "Stalled")) == (["Job/support-train-1"], {}, {})
 
     @pytest.mark.parametrize(("entries", "spec", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])

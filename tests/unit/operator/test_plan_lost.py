@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.jobstatus import Progress
 from finetune_operator.observe import PodView, pod_view
 from finetune_operator.plan.job import decide
 
@@ -42,6 +43,30 @@ def test_a_pod_that_never_ran_costs_no_retry_and_says_why(lost: PodView, words: 
     assert (plan.status["phase"], plan.status["reason"], plan.status.get("failures", {})) == ("Training", "PodLost", {})
     assert words in plan.status["message"]
     assert (plan.status["attempts"][-1]["reason"], plan.requeue_after) == ("PodLost", 29)
+
+
+EVICTED = {"phase": "Failed", "reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi"'}
+VAULT: dict[str, Any] = {"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+ITS_OWN_FAULT: tuple[tuple[str, PodView, str], ...] = (
+    ("it used more disk than it may", seen_pod(EVICTED, main=UNKNOWN), 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi". Raise what it names'),
+    ("a container that was injected fails each time", seen_pod({"phase": "Failed"}, sidecar=VAULT), "container istio-proxy ended with 1, which somebody has"),
+)
+
+
+@pytest.mark.parametrize(("failed", "words"), [c[1:] for c in ITS_OWN_FAULT], ids=[c[0] for c in ITS_OWN_FAULT])
+def test_what_would_fail_again_and_again_counts(failed: PodView, words: str) -> None:
+    plan = decide(state(PREPARED_STEP, FAILED, failed, live=True, spec={"retries": {"limit": 0}}), SETTINGS, NOW + 1)
+    assert (plan.status["phase"], plan.status["reason"], plan.status["failures"]) == ("Failed", "PodFailed", {"Train": 1})
+    assert words in plan.status["message"]
+
+
+def test_a_pod_that_is_not_at_work_has_no_time_left() -> None:
+    ran = Progress(step=100, total_steps=400, percent=25, eta_seconds=840, updated_at=START)
+    first = decide(state(PREPARED_STEP, job(TRAIN), pod(TRAIN, phase="Running", running=True, node="n1"), progress=ran), SETTINGS, NOW)
+    assert first.status["display"] == {"step": "100/400", "eta": "14m"}
+    waits = pod(TRAIN, name="x2", created_at="2027-01-15T08:10:00Z", unschedulable="0/3 nodes are available")
+    plan = decide(state(PREPARED_STEP, job(TRAIN), waits, status=first.status, live=True), SETTINGS, NOW + 86400)
+    assert (plan.status["reason"], plan.status["display"], "etaSeconds" in plan.status["progress"]) == ("Unschedulable", {"step": "100/400"}, False)
 
 
 class TestInjected:
