@@ -125,7 +125,10 @@ class EndpointRest:
             case "GateClosed" if proposed and all(self._opens(spec, entry) for entry in proposed.values()):
                 return "all its gates are open"
             case reason if reason in GIVEN_UP:
-                return "" if any(v["role"] == "Rejected" and v.get("reason") == reason for v in mine) else "no version is given up for that"
+                # Also where it is what users have that today's spec could not serve.
+                now = next((digests(recorded(v)) for v in records.values() if v["role"] == "Current"), {})
+                told = (v for v in records.values() if v in mine or digests(recorded(v)) == now)
+                return "" if any(v["role"] == "Rejected" and v.get("reason") == reason for v in told) else "no version is given up for that"
             case _:
                 return "this is no reason to stand still"
 

@@ -27,6 +27,7 @@ class Steps:
 
     since: dict[str, float] = field(default_factory=dict)  # when a version came to its share, at the earliest
     given: dict[str, int] = field(default_factory=dict)  # shares by the operator; what others make of them is put right, and is no step
+    lost: dict[str, tuple[int, float, float]] = field(default_factory=dict)  # shares that versions had last: how much, since when, and when they lost it
 
 
 class Shares:
@@ -55,9 +56,19 @@ class Shares:
         self._lasts(endpoint, weights, steps)
         # Times on record are whole seconds, and a step begins when its record is made, just before the route is written: in the weather of then.
         begun = now - self._process.error() - self._rollouts.moment()
+        steps.lost |= {v: (w, steps.since[v], now) for v, w in steps.given.items() if v in steps.since and w and not weights.get(v)}
         # One that has everything while the old version is silent goes on with its step afterwards.
-        steps.since = {v: steps.since.get(v, begun) if w in (100, steps.given.get(v)) or steps.given.get(v) == 100 else begun for v, w in weights.items() if w}
+        steps.since = {
+            v: steps.since.get(v, begun) if w in (100, steps.given.get(v)) or steps.given.get(v) == 100 else self._again(steps, v, w, begun)
+            for v, w in weights.items()
+            if w
+        }
         steps.given = weights
+
+    def _again(self, steps: Steps, version: str, weight: int, begun: float) -> float:
+        """When a step began. One that was lost by a round that ended before that was on record goes on as if it had not been."""
+        before, since, lost = steps.lost.get(version, (0, 0.0, 0.0))
+        return since if before == weight and self._process.since > lost else begun
 
     def _whole(self, weights: dict[str, int]) -> None:
         if sum(weights.values()) != 100 or min(weights.values()) < 0:
