@@ -19,8 +19,8 @@ POOL = {"e2e.finetune.dev/pool": "training"}  # the flavor's label: Kueue puts i
 QUOTA = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "1"}
 UNDER_WAY = ("Pending", "Running")
 pytestmark = pytest.mark.timeout(1200)  # the first one also waits until Kueue is built
-# 600 steps, so that another job's data can be checked while this one still trains.
-LONGER: dict[str, Any] = {"training": {**LONG, "epochs": 40, "evalSteps": 200}, "checkpoints": {"everySteps": 20}, "queue": QUEUE}
+# 1,200 steps, so that another job's data can be checked while this one still trains: a fast machine makes 15 a second.
+LONGER: dict[str, Any] = {"training": {**LONG, "epochs": 80, "evalSteps": 200}, "checkpoints": {"everySteps": 20}, "queue": QUEUE}
 
 
 def kueue_object(kind: str, name: str, spec: dict[str, Any], namespace: str = "") -> dict[str, Any]:
@@ -151,7 +151,7 @@ def last_attempt(status: dict[str, Any]) -> dict[str, Any]:
 def test_two_jobs_share_one_gpu_one_after_the_other(queued: Jobs) -> None:
     with watching(queued.namespace) as pods:
         queued.submit("first", **LONGER)
-        trains(queued, "first")
+        wait("the first one has the quota", lambda: condition(workload(queued, "first").get("status", {}), "Admitted").get("status") == "True", 180)
         queued.submit("second", queue=QUEUE)
         waiting = waits_as_kueue_says(queued, "second")
         assert "nvidia.com/gpu" in waiting["message"]
@@ -159,7 +159,7 @@ def test_two_jobs_share_one_gpu_one_after_the_other(queued: Jobs) -> None:
         assert kubernetes_job(queued, "second")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
         prepare = kubernetes_job(queued, "second", "Prepare")
         assert not [label for label in prepare["metadata"]["labels"] if label.startswith("kueue")], "checking the data needs no quota"
-        queued.phase("Succeeded", 300, "first")
+        queued.phase("Succeeded", 420, "first")
         status = queued.phase("Succeeded", 240, "second")
     assert pods.jobs(*UNDER_WAY) == {frozenset({"first"}), frozenset({"second"})}
     assert condition(status, "QuotaReserved")["status"] == "True"
