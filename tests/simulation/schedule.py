@@ -132,7 +132,8 @@ class Schedule:
         self.world.note("world", "calm from here on")
         self.weather.calm_down()
         self.process.cluster.policies.clear()
-        self.rollouts.meddled = max(self.rollouts.meddled, self.world.now) if self.rollouts.meddled > float("-inf") else self.rollouts.meddled
+        if self.rollouts.meddled > float("-inf"):  # what policies refused until now is made from here on
+            self.rollouts.meddled = self.world.now
         self.process.requests.again()
 
     def _settle(self) -> None:

@@ -11,7 +11,7 @@ from finetune_runtime.contract.result import StepResult
 from .faults import Fault, ending, not_created, result, waiting
 from .step import RESULT_PATIENCE
 
-POD_PATIENCE = 90.0  # seconds until a missing pod is looked into
+MISSED_AFTER = 90.0  # seconds without a pod
 # The Job's controller waits so long before it makes the next pod after a failure, and twice as long after each further one.
 BACKOFF = 10.0
 
@@ -69,7 +69,7 @@ def _pod(job: JobView, mine: list[PodView], now: float, what: str) -> Errand:
         began = clock.seconds(job.started_at) if job.started_at else 0.0
         since = max(began, *(_end(p) for p in mine), 0.0)
         failed = sum(1 for p in mine if p.ended and p.ended.exit_code)
-        left = since + max(POD_PATIENCE, BACKOFF * 2.0**failed) - now
+        left = since + max(MISSED_AFTER, BACKOFF * 2.0**failed) - now
         fault = not_created(job.name) if since and left <= 0 else None
         words = f"waiting for the next pod of the {what}; the last one: {last}" if (last := _last_words(mine)) else f"waiting for the pod of the {what}"
         return Errand(Stand.WAIT, words, fault=fault, look_in=left if since and not fault else None, since=since)

@@ -36,6 +36,11 @@ def _workload(draft: Draft, job: JobView) -> WorkloadView | None:
     return next((w for w in draft.seen.workloads if w.job_uid == job.uid and not w.finished), None)
 
 
+def _is_kueues(draft: Draft, job: JobView) -> bool:
+    """Whether Kueue alone starts and stops a Job. With a default LocalQueue, or where it manages Jobs without one, it takes up what we gave it no queue for."""
+    return bool(job.queue) or _workload(draft, job) is not None
+
+
 def _pause(wanted: bool) -> Body:
     return {"metadata": {"annotations": {names.ANNOTATION_PAUSED: "true" if wanted else None}}, "spec": {"active": not wanted}}
 
@@ -44,7 +49,7 @@ def _carry_over(draft: Draft, wanted: bool, live: list[JobView]) -> None:
     """Bring spec.suspend to what is under way."""
     changes: list[tuple[Ref, Body]] = []
     for job in live:
-        if not (job.queue or _workload(draft, job)):
+        if not _is_kueues(draft, job):
             if job.suspended != wanted:
                 changes.append((Ref("batch/v1", "Job", job.name), {"spec": {"suspend": wanted}}))
         elif (load := _workload(draft, job)) and (load.active if wanted else load.paused and not load.active):
@@ -57,8 +62,7 @@ def _quota(draft: Draft, live: list[JobView]) -> bool:
     conditions = draft.conditions
     if conditions.is_true(ConditionType.TRAINED):
         return False  # it has given its quota back, and that was said
-    # With a default LocalQueue, or where it manages Jobs without a queue, Kueue takes up what we gave it no queue for.
-    job = next((j for j in live if j.queue or _workload(draft, j)), None)
+    job = next((j for j in live if _is_kueues(draft, j)), None)
     if job is None:
         conditions.drop(ConditionType.QUOTA_RESERVED)  # between two attempts nobody holds or waits for quota
         return False
@@ -87,7 +91,7 @@ def hold(draft: Draft) -> Hold:
     # The Job controller's own word counts, not only the absence of pods: our view of pods may be older than that of Jobs.
     quiet = busy is None and all(j.at_rest for j in live)
     # Kueue may start a Job at any time as long as its Workload is active.
-    startable = [j for j in live if (j.queue or _workload(draft, j)) and not ((load := _workload(draft, j)) and not load.active)]
+    startable = [j for j in live if _is_kueues(draft, j) and not ((load := _workload(draft, j)) and not load.active)]
     since = max((j.suspended_at for j in live), default="")
     if wanted:
         if quiet and not startable:

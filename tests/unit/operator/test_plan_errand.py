@@ -11,6 +11,18 @@ from .story import Story, candidate, evaluation, serving_pod
 GATE = {"prompts": [{"name": "room", "prompt": "What is the code of room 7?", "expect": {"contains": ["41"]}}]}
 
 
+def evaluating() -> tuple[Story, str]:
+    """A version whose evaluation has just begun, and the Job that is to ask it."""
+    story = Story(strategy={"timeoutSeconds": 600}, gate=GATE)
+    story.spec["candidate"] = candidate("a")
+    story.look()
+    story.up("a")
+    story.look()
+    [job] = story.jobs
+    story.jobs[job] = evaluation(job, started_at=clock.text(story.now))
+    return story, job
+
+
 class TestPodsThatNobodyMakes:
     QUOTA = 'pods "support-x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 1, limited: 1'
 
@@ -32,13 +44,7 @@ class TestPodsThatNobodyMakes:
         assert (story.version("b")["reason"], self.QUOTA in story.version("b")["message"]) == ("NotReadyInTime", True)
 
     def test_the_pod_that_an_evaluation_lacks_is_missed_after_a_while_and_waited_for_as_long_as_anything(self) -> None:
-        story = Story(strategy={"timeoutSeconds": 600}, gate=GATE)
-        story.spec["candidate"] = candidate("a")
-        story.look()
-        story.up("a")
-        story.look()
-        [job] = story.jobs
-        story.jobs[job] = evaluation(job, started_at=clock.text(story.now))
+        story, job = evaluating()
         plan = story.look(1)
         assert (story.progress(), plan.requeue_after) == (("True", "Evaluating"), 89)
         story.look(89)
@@ -51,18 +57,8 @@ class TestPodsThatNobodyMakes:
 class TestErrandWhosePodIsLost:
     """A merge or an evaluation may take longer than a version has to answer."""
 
-    def evaluating(self) -> tuple[Story, str]:
-        story = Story(strategy={"timeoutSeconds": 600}, gate=GATE)
-        story.spec["candidate"] = candidate("a")
-        story.look()
-        story.up("a")
-        story.look()
-        [job] = story.jobs
-        story.jobs[job] = evaluation(job, started_at=clock.text(story.now))
-        return story, job
-
     def test_the_next_pod_has_its_time(self) -> None:
-        story, job = self.evaluating()
+        story, job = evaluating()
         story.now += 7200
         story.pods = [serving_pod(job, uid="gone", step="Evaluate", gone=True, gone_at=story.now, controller=job)]
         story.look()
@@ -75,7 +71,7 @@ class TestErrandWhosePodIsLost:
         assert story.version("a")["reason"] == "NotReadyInTime"
 
     def test_while_the_controller_waits_to_try_again_the_cause_is_what_the_last_pod_said(self) -> None:
-        story, job = self.evaluating()
+        story, job = evaluating()
         words = ("the first one", "storage does not answer", "storage still does not answer")
         ends = [Ended("main", 40, "Error", result("evaluate", "StorageUnavailable", text), clock.text(story.now + 100 * n)) for n, text in enumerate(words)]
         pods = [serving_pod(job, name=f"p{n}", uid=f"p{n}", step="Evaluate", phase="Failed", ended=end) for n, end in enumerate(ends)]
